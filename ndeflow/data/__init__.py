@@ -1,0 +1,29 @@
+"""Data sets for training: your own class, your own file, archives, and measured records."""
+
+from ndeflow.data.archives import Archive
+from ndeflow.data.base import DataModule
+from ndeflow.data.elnino import ElNino
+from ndeflow.data.files import Files, NewSeries, read_for
+from ndeflow.data.long import Columns
+from ndeflow.data.measured import Influenza, LynxHare
+from ndeflow.data.notices import DataWarning, MissingData
+from ndeflow.data.visibility import Everything, First, FirstFraction, Hidden, Visibility
+
+__all__ = [
+    "Archive",
+    "Columns",
+    "DataModule",
+    "DataWarning",
+    "ElNino",
+    "Everything",
+    "Files",
+    "First",
+    "FirstFraction",
+    "Hidden",
+    "Influenza",
+    "LynxHare",
+    "MissingData",
+    "NewSeries",
+    "Visibility",
+    "read_for",
+]

@@ -1,0 +1,103 @@
+"""Sets of the UCR/UEA/TSER archives: `.ts` files, from a folder or from an installed aeon."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Unpack, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ndeflow.contracts import Series
+from ndeflow.data.base import DataModule, OtherOptions
+from ndeflow.data.notices import MissingData, installed
+
+INSTALL = "pip install --no-deps aeon==1.6.0"
+
+
+@final
+class Archive(DataModule):
+    """A set by its name, in the provider's split; 15 % of the training rows, by class, are taken for validation.
+
+    name: as in NAME_TRAIN.ts. root: a folder that holds NAME_TRAIN.ts or */NAME_TRAIN.ts; None: the installed
+    aeon's. Times are the observations' numbers 0, 1, ... before any are dropped. Values are standardised unless
+    `standardise=False`. Raises MissingData with the install line if the set is not there.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: str | Path | None = None,
+        *,
+        standardise: bool = True,
+        time_scale: float | None = 1.0,
+        **options: Unpack[OtherOptions],
+    ) -> None:
+        super().__init__(standardise=standardise, time_scale=time_scale, **options)
+        self.set_name, self.root = name, None if root is None else Path(root)
+
+    def series(self) -> Mapping[str, Series]:
+        folder = installed("aeon", "datasets/data", INSTALL) if self.root is None else self.root
+        found = sorted([*folder.glob(f"{self.set_name}_TRAIN.ts"), *folder.glob(f"*/{self.set_name}_TRAIN.ts")])
+        if not found:
+            raise MissingData(
+                f"no {self.set_name}_TRAIN.ts in {folder} or its folders; set data.root, or run: {INSTALL}"
+            )
+        test = found[0].with_name(f"{self.set_name}_TEST.ts")
+        if not test.is_file():
+            raise MissingData(f"expected {test} beside {found[0].name}")
+        return {"train": read_ts(found[0]), "test": read_ts(test)}
+
+
+def read_ts(path: str | Path) -> Series:
+    """Read a `.ts` file: `#` comments, `@key value` headers, `@data`, then one case a line: channels separated by
+    `:`, values by `,`, `?` and NaN missing; last the class label, or the number to regress, where the header says so.
+
+    Lengths and channels are taken from the cases, not from the header. Raises ValueError by line.
+    """
+    path = Path(path)
+    header: dict[str, str] = {}
+    cases: list[list[str]] = []
+    ys: list[Tensor] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        if line.startswith("@"):
+            key, _, value = line[1:].partition(" ")
+            header[key.lower()] = value.strip().lower()
+            continue
+        if "data" not in header:
+            raise ValueError(f"{path}: line {number}: expected @data before the first case")
+        cases.append(line.split(":"))
+        ys.append(one_case(cases[-1][: -1 if has_target(header) else None], f"{path}: line {number}"))
+        if ys[-1].shape[1] != ys[0].shape[1]:
+            raise ValueError(f"{path}: line {number}: expected {ys[0].shape[1]} channels, got {ys[-1].shape[1]}")
+    if not ys:
+        raise ValueError(f"{path}: expected at least one case after @data")
+    last = [case[-1].strip() for case in cases]
+    target = [float(text) for text in last] if is_true(header, "targetlabel") else last
+    return Series([torch.arange(len(y)) for y in ys], ys, target=target if has_target(header) else None)
+
+
+def is_true(header: Mapping[str, str], key: str) -> bool:
+    return header.get(key, "false").split()[0] == "true"
+
+
+def has_target(header: Mapping[str, str]) -> bool:
+    return is_true(header, "classlabel") or is_true(header, "targetlabel")
+
+
+def one_case(channels: Sequence[str], where: str) -> Tensor:
+    """(T, C) float64, NaN where missing. Raises ValueError for time stamps, text, or channels of unlike lengths."""
+    if not channels:
+        raise ValueError(f"{where}: expected channels and a target, separated by ':'")
+    try:
+        columns = [np.array(channel.replace("?", "nan").split(","), dtype=np.float64) for channel in channels]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; expected plain numbers (time stamps are not read)") from None
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError(f"{where}: expected channels of one length, got {[len(column) for column in columns]}")
+    return torch.from_numpy(np.stack(columns, axis=1))

@@ -1,0 +1,121 @@
+"""Sea surface temperature off Peru, monthly: forecast it some months ahead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ndeflow.contracts import Series
+from ndeflow.data.base import DataModule
+from ndeflow.data.notices import MissingData, installed
+
+MONTHS = 12
+INSTALL = "pip install statsmodels"
+
+
+@final
+class ElNino(DataModule):
+    """Windows of the monthly temperature (deg C, 1950-2010): `context` months are seen, one `lead` months on is scored.
+
+    path: statsmodels' elnino.csv, a row a year with twelve months; None: the installed package's. Times are months
+    from a window's first. inputs: sine and cosine of the scored month's place in the year. The first `train_years`
+    are for training, the last `validation_years` of them for validation, the rest for the test; in validation and
+    test the last seen month and the scored one lie in the split's own years. Raises MissingData with the install
+    line if the file is not there.
+    """
+
+    channel_names = ("temperature",)
+    input_names = ("season_sin", "season_cos")
+
+    def __init__(
+        self,
+        *,
+        path: str | Path | None = None,
+        context: int = 24,
+        lead: int = 3,
+        train_years: int = 45,
+        validation_years: int = 9,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        standardise: bool = True,
+        time_scale: float = 1.0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed, standardise=standardise,
+                         time_scale=time_scale)  # fmt: skip
+        if min(context, lead) < 1 or not 0 < validation_years < train_years:
+            raise ValueError(
+                "expected data.context and data.lead of at least 1 and 0 < data.validation_years < data.train_years, "
+                f"got {context}, {lead}, {validation_years} and {train_years}"
+            )
+        self.path = None if path is None else Path(path)
+        self.context, self.lead = context, lead
+        self.train_years, self.validation_years = train_years, validation_years
+
+    def series(self) -> Mapping[str, Series]:
+        months = self.months()
+        known, fitted = self.train_years * MONTHS, (self.train_years - self.validation_years) * MONTHS
+        if len(months) < known + self.lead + 1:
+            raise ValueError(
+                f"expected more than data.train_years={self.train_years} years, got {len(months) / MONTHS:g}"
+            )
+        if fitted < self.context + self.lead:
+            raise ValueError(f"expected data.context + data.lead of at most the {fitted} training months")
+        return {
+            "train": self._windows(months, self.context - 1, fitted),
+            "val": self._windows(months, fitted, known),
+            "test": self._windows(months, known, len(months)),
+        }
+
+    def visible(self, split: str, ts: Tensor, mask: Tensor, index: Tensor) -> Tensor:
+        """All but the last time."""
+        seen = mask.clone()
+        seen[:, -1] = False
+        return seen
+
+    def months(self) -> Tensor:
+        """(M,) float64: temperatures from the first January on, NaN where missing."""
+        path = self.path or installed("statsmodels", "datasets/elnino/elnino.csv", INSTALL)
+        if not path.is_file():
+            raise MissingData(f"no file {path}; set data.path, or run: {INSTALL}")
+        table = np.genfromtxt(path, delimiter=",", skip_header=1)
+        if table.ndim != 2 or table.shape[1] != 1 + MONTHS:
+            raise ValueError(f"{path}: expected a year and {MONTHS} months a row, got a table of shape {table.shape}")
+        return torch.from_numpy(table[:, 1:].reshape(-1))
+
+    def references(self) -> dict[str, float]:
+        """Test RMSE (deg C) of the months' training means (climatology), of the last seen month's departure from
+        them persisting, and of that departure damped by its training autocorrelation at the lead.
+        """
+        months, known = self.months(), self.train_years * MONTHS
+        climate = months[:known].unflatten(0, (-1, MONTHS)).nanmean(dim=0)
+        anomaly = months - climate.repeat(len(months) // MONTHS)
+        past = anomaly[: known - self.lead].nan_to_num()
+        damping = (past * anomaly[self.lead : known].nan_to_num()).sum() / past.square().sum()
+        last, scored = anomaly[known : -self.lead], anomaly[known + self.lead :]
+        return {
+            "reference/climatology_rmse": rmse(scored),
+            "reference/persisted_anomaly_rmse": rmse(scored - last),
+            "reference/damped_anomaly_rmse": rmse(scored - damping * last),
+        }
+
+    def _windows(self, months: Tensor, first: int, end: int) -> Series:
+        """All windows whose last seen month is `first` or later and whose scored month comes before `end`."""
+        last = torch.arange(first, end - self.lead)
+        offsets = torch.cat([torch.arange(1 - self.context, 1), torch.tensor([self.lead])])
+        phase = 2 * math.pi * ((last + self.lead) % MONTHS).double() / MONTHS
+        return Series(
+            ts=(offsets - offsets[0]).expand(len(last), -1),
+            ys=months[last[:, None] + offsets].unsqueeze(-1),
+            inputs=torch.stack([phase.sin(), phase.cos()], dim=1),
+        )
+
+
+def rmse(error: Tensor) -> float:
+    return float(error.square().nanmean().sqrt())

@@ -1,0 +1,115 @@
+"""Loaders over a split that is in memory: batches are slices of its tensors, position and order are exact on resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
+
+from ndeflow.contracts import Batch
+from ndeflow.numerics.seeds import mix
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+@final
+class TrainingBatches:
+    """Shuffled batches of one epoch: the order is a function of (seed, epoch), each rank takes every world-th row.
+
+    size: rows a batch and rank. With several ranks the last rows that do not fill a batch on each are left out
+    of the epoch, so that all ranks take as many steps. Its `state_dict` is the position in the epoch, read from
+    the trainer, which counts the batches *processed*.
+    """
+
+    def __init__(
+        self, split: Batch, size: int, seed: int, *, trainer: Trainer | None = None, trim: bool = True
+    ) -> None:
+        self.split, self.size, self.seed, self.trim = split, size, seed, trim
+        self.trainer = trainer
+        self.rank, self.world = place(trainer)
+        self.epoch, self.start = 0, 0
+        if not len(self):
+            raise ValueError(
+                f"expected at least {size * self.world} training rows for batches of {size} on {self.world} ranks, "
+                f"got {len(split.index)}; lower data.batch_size"
+            )
+
+    @property
+    def sampler(self) -> TrainingBatches:
+        """Itself: where Lightning looks for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        rows, step = len(self.split.index), self.size * self.world
+        return rows // step if self.world > 1 else -(-rows // step)
+
+    def __iter__(self) -> Iterator[Batch]:
+        start, self.start, step = self.start, 0, self.size * self.world
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        order = torch.randperm(len(self.split.index), generator=generator)
+        for i in range(start, len(self)):
+            yield take(self.split, order[i * step : (i + 1) * step][self.rank :: self.world], trim=self.trim)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.trainer is None:
+            return {"position": 0}
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return {"position": progress.processed % len(self)}  # pyright: ignore[reportAttributeAccessIssue]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.start = state["position"]
+
+
+@final
+class EvaluationBatches:
+    """Every row once, in order. With several ranks each takes every world-th row, in equally many batches."""
+
+    def __init__(self, split: Batch, size: int, *, trainer: Trainer | None = None, trim: bool = True) -> None:
+        self.split, self.size, self.trim = split, size, trim
+        self.rank, self.world = place(trainer)
+        if len(split.index) < self.world:
+            raise ValueError(f"expected a row for each of {self.world} ranks, got {len(split.index)}")
+
+    def __len__(self) -> int:
+        rows = len(self.split.index)
+        most, fewest = -(-rows // self.world), rows // self.world
+        return min(-(-most // self.size), fewest)
+
+    def __iter__(self) -> Iterator[Batch]:
+        mine = torch.arange(len(self.split.index))[self.rank :: self.world]
+        for rows in mine.tensor_split(len(self)):
+            yield take(self.split, rows, trim=self.trim)
+
+
+def place(trainer: Trainer | None) -> tuple[int, int]:
+    """(rank, number of ranks); alone without a trainer."""
+    return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+
+def take(split: Batch, rows: Tensor, *, trim: bool = True) -> Batch:
+    """The rows (B,) of a split; with `trim` without the times at which all of them are padding."""
+    chosen = Batch(
+        ts=split.ts[rows],
+        ys=split.ys[rows],
+        mask=split.mask[rows],
+        seen=split.seen[rows],
+        target=None if split.target is None else split.target[rows],
+        inputs=None if split.inputs is None else split.inputs[rows],
+        index=split.index[rows],
+    )
+    return trimmed(chosen) if trim else chosen
+
+
+def trimmed(batch: Batch) -> Batch:
+    """The batch up to the last time that is no row's padding, which is: unobserved and no later than the one before."""
+    later = (batch.ts[:, 1:] > batch.ts[:, :-1]) | batch.mask[:, 1:].any(dim=-1)
+    used = later.any(dim=0).nonzero()
+    length = 1 if not len(used) else int(used[-1]) + 2
+    ts, ys, mask, seen = (leaf[:, :length] for leaf in (batch.ts, batch.ys, batch.mask, batch.seen))
+    return batch._replace(ts=ts, ys=ys, mask=mask, seen=seen)

@@ -1,0 +1,1 @@
+"""Right-hand sides ready to solve."""

@@ -1,0 +1,150 @@
+"""Scores of forecasts, and averages of scores that are exact over a whole split, however it is cut into batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, final
+
+import torch
+from torch import Tensor
+
+
+class Weighted(NamedTuple):
+    """A metric that is sum(values * weights) / sum(weights) over a split, its square root with `root`.
+
+    values: any shape. weights: broadcasts to it, not negative; None: 1. Values of weight 0 never enter, NaN included.
+    """
+
+    values: Tensor
+    weights: Tensor | None = None
+    root: bool = False
+
+
+class Reducer(Protocol):
+    """What adds tensors over processes: a Lightning strategy."""
+
+    @property
+    def root_device(self) -> torch.device: ...
+
+    def reduce(self, tensor: Tensor, group: Any = None, reduce_op: Any = "mean") -> Any: ...
+
+
+@final
+class Averages:
+    """Weighted means over all batches of a split; sums in float64 where the device has it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._roots: dict[str, bool] = {}
+
+    def add(self, metrics: Mapping[str, Tensor | Weighted]) -> None:
+        """Take in one batch. A tensor counts with each of its elements.
+
+        Raises ValueError where a name was a root mean before and is not now, or the reverse.
+        """
+        for name, given in metrics.items():
+            metric = given if isinstance(given, Weighted) else Weighted(given)
+            if self._roots.setdefault(name, metric.root) != metric.root:
+                raise ValueError(f"expected metric {name!r} with the same `root` in all batches, got both")
+            sums = _sums(metric)
+            before = self._sums.get(name)
+            self._sums[name] = sums if before is None else before + sums
+
+    def reduced(self, strategy: Reducer) -> Averages:
+        """The averages over all processes, which must have added the same names."""
+        total = Averages()
+        if self._sums:
+            names = sorted(self._sums)
+            stacked = torch.stack([self._sums[name].to(strategy.root_device) for name in names])
+            total._sums = dict(zip(names, strategy.reduce(stacked, reduce_op="sum"), strict=True))
+            total._roots = dict(self._roots)
+        return total
+
+    def compute(self) -> dict[str, float]:
+        """Name -> value, in the order of their names' first appearance; NaN where all weights were 0."""
+        found = {}
+        for name, root in self._roots.items():
+            value, weight = self._sums[name].tolist()
+            mean = value / weight if weight else math.nan
+            found[name] = math.sqrt(mean) if root and not mean < 0 else math.nan if root else mean
+        return found
+
+
+def _sums(metric: Weighted) -> Tensor:
+    """(2,): the sum of weighted values and the sum of weights."""
+    values = metric.values.detach()
+    wide = torch.float32 if values.device.type == "mps" else torch.float64
+    values = values.to(wide)
+    if metric.weights is None:
+        return torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
+    weights = metric.weights.detach().to(values).expand_as(values)
+    return torch.stack([torch.where(weights > 0, values * weights, 0.0).sum(), weights.sum()])
+
+
+def crps(draws: Tensor, ys: Tensor) -> Tensor:
+    """Continuous ranked probability score of each value, in its own units; smaller is better.
+
+    The fair estimator mean_s |x_s - y| - sum_{s<r} |x_s - x_r| / (S (S - 1)), unbiased in S (Gneiting & Raftery 2007,
+    eq. 21; Ferro 2014), by sorting: sum_{s<r} |x_s - x_r| = sum_i (2i - S + 1) x_(i), i = 0..S-1.
+
+    draws: (S, *shape). ys: (*shape) -> (*shape). Raises ValueError for fewer than two draws.
+    """
+    count = _enough(draws)
+    errors = (draws - ys).sort(dim=0).values
+    ranks = torch.arange(1 - count, count, 2, dtype=errors.dtype, device=errors.device)
+    spread = torch.tensordot(ranks, errors, dims=1) / (count * (count - 1))
+    return errors.abs().mean(dim=0) - spread
+
+
+def energy_score(draws: Tensor, ys: Tensor) -> Tensor:
+    """Energy score of each vector: the CRPS with Euclidean distances, so that dependence between channels counts.
+
+    mean_s |x_s - y| - sum_{s<r} |x_s - x_r| / (S (S - 1)) (Gneiting & Raftery 2007, eq. 22, fair in S).
+
+    draws: (S, *shape, C). ys: (*shape, C) -> (*shape). Raises ValueError for fewer than two draws.
+    """
+    count = _enough(draws)
+    first, second = torch.triu_indices(count, count, offset=1, device=draws.device)
+    spread = _length(draws[first] - draws[second]).sum(dim=0) / (count * (count - 1))
+    return _length(draws - ys).mean(dim=0) - spread
+
+
+def quantiles(draws: Tensor, levels: Sequence[float]) -> Tensor:
+    """Quantiles over draws at position p (S + 1) of the sorted draws, linear between them, clamped to their range.
+
+    One more draw from the same distribution falls below the p-quantile with probability p exactly where p (S + 1) is
+    an integer from 1 to S (Weibull 1939; type 6 of Hyndman & Fan 1996).
+
+    draws: (S, *shape). levels: L numbers in [0, 1] -> (L, *shape).
+    """
+    ordered, count = draws.sort(dim=0).values, len(draws)
+    places = [min(max(level * (count + 1) - 1, 0.0), count - 1.0) for level in levels]
+    return torch.stack([torch.lerp(ordered[int(p)], ordered[math.ceil(p)], p - int(p)) for p in places])
+
+
+def coverage(draws: Tensor, ys: Tensor, level: float = 0.9) -> Tensor:
+    """1 where a value lies in the central interval of its draws with probability `level`, else 0.
+
+    A calibrated forecast has mean `level`; with S < 2 / (1 - level) - 1 draws their whole range is still too narrow
+    and the mean at most (S - 1) / (S + 1).
+
+    draws: (S, *shape). ys: (*shape) -> (*shape), in the draws' dtype.
+    """
+    low, high = quantiles(draws, [(1 - level) / 2, (1 + level) / 2])
+    return ((ys >= low) & (ys <= high)).to(draws.dtype)
+
+
+def gaussian_nll(mean: Tensor, std: Tensor, ys: Tensor) -> Tensor:
+    """-log N(y; mean, std^2) = ((y - mean) / std)^2 / 2 + log std + log(2 pi) / 2, elementwise, in nats."""
+    return ((ys - mean) / std).square() / 2 + std.log() + math.log(2 * math.pi) / 2
+
+
+def _enough(draws: Tensor) -> int:
+    if len(draws) < 2:
+        raise ValueError(f"expected at least two draws to score their distribution, got {len(draws)}; draw more")
+    return len(draws)
+
+
+def _length(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1)

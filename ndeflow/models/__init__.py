@@ -1,0 +1,25 @@
+"""Models: families to subclass, and ready ones."""
+
+from ndeflow.models.base import Model
+from ndeflow.models.classifiers import CDEClassifier, ODEClassifier, SDEClassifier
+from ndeflow.models.driven import NeuralCDE, path_channels
+from ndeflow.models.epidemic import HybridSIR
+from ndeflow.models.forecasters import ODEForecaster, ODEInterpolator, SDEForecaster
+from ndeflow.models.hybrid import HybridODE
+from ndeflow.models.trajectory import NeuralODE, NeuralSDE
+
+__all__ = [
+    "CDEClassifier",
+    "HybridODE",
+    "HybridSIR",
+    "Model",
+    "NeuralCDE",
+    "NeuralODE",
+    "NeuralSDE",
+    "ODEClassifier",
+    "ODEForecaster",
+    "ODEInterpolator",
+    "SDEClassifier",
+    "SDEForecaster",
+    "path_channels",
+]

@@ -1,0 +1,94 @@
+"""Models driven by a control path through the observations: neural CDEs and their relatives."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ndeflow.contracts import Batch, Output
+from ndeflow.models.base import Model, OwnField
+from ndeflow.models.trajectory import draw_index, repeat_context
+from ndeflow.numerics.field import Controlled
+from ndeflow.numerics.paths import ControlPath, Hermite, augment
+from ndeflow.numerics.solution import Adjoint, Solver
+
+
+class PathDriven(Model):
+    """A hidden state driven by a path X through the seen observations: write `encode`, `decode`, `dynamics`.
+
+    The path carries time, the C channels and, with `counts`, how often each channel has been observed so far;
+    its channel count is `path_channels(C, counts)`.
+    draws, eval_draws: sampled hidden paths per row where the dynamics are an SDE; more than one: predictions are
+    (S, B, ...).
+    """
+
+    def __init__(
+        self,
+        *,
+        counts: bool = False,
+        draws: int = 1,
+        eval_draws: int = 1,
+        solver: Solver | None = None,
+        adjoint: Adjoint | None = None,
+    ) -> None:
+        super().__init__(solver=solver, adjoint=adjoint)
+        if min(draws, eval_draws) < 1:
+            raise ValueError(f"expected at least one draw, got draws={draws}, eval_draws={eval_draws}")
+        self.counts, self.draws, self.eval_draws = counts, draws, eval_draws
+
+    @abstractmethod
+    def encode(self, x0: Tensor, batch: Batch) -> Tensor:
+        """The initial hidden state (B, H) from the path's first value (B, path channels)."""
+
+    @abstractmethod
+    def decode(self, zs: Tensor, batch: Batch) -> Tensor:
+        """The prediction from the hidden states (B, T', H) at `times`."""
+
+    def control(self, batch: Batch) -> ControlPath:
+        """The path: by default cubic Hermite with backward differences, which never looks beyond the next knot."""
+        return Hermite.through(batch.ts, *augment(batch.ts, batch.ys, batch.seen, counts=self.counts))
+
+    def times(self, batch: Batch) -> Tensor:
+        """Where the hidden state is needed, (B, T'); by default at each row's first and last time."""
+        return torch.stack([batch.ts[:, 0], batch.ts[:, -1]], dim=1)
+
+    def forward(self, batch: Batch) -> Output:
+        count = self.draws if self.training else self.eval_draws
+        path, times = self.control(batch), self.times(batch)
+        z0 = self.encode(path.value(times[:, :1]), batch)
+        solution = self.solve(
+            z0.repeat(count, 1),
+            times.repeat(count, 1),
+            context=repeat_context(path, count),
+            index=draw_index(batch.index, count),
+        )
+        zs = solution.ys.unflatten(0, (count, len(z0)))
+        prediction = torch.stack([self.decode(draw, batch) for draw in zs])
+        many = count > 1
+        return Output(prediction if many else prediction[0], (solution,), draws=many)
+
+
+class NeuralCDE(PathDriven):
+    """dz = field(t, z) dX (Kidger et al. 2020): write `field`, `encode` and `decode`."""
+
+    def __init__(
+        self, *, counts: bool = False, solver: Solver | None = None, adjoint: Adjoint | None = None
+    ) -> None:
+        super().__init__(counts=counts, solver=solver, adjoint=adjoint)
+        self.__dict__["_dynamics"] = Controlled(OwnField(self))
+
+    @property
+    def dynamics(self) -> nn.Module:
+        return self.__dict__["_dynamics"]
+
+    @abstractmethod
+    def field(self, t: Tensor, z: Tensor, *context: Any) -> Tensor:
+        """(B, H, path channels) at z (B, H)."""
+
+
+def path_channels(channels: int, counts: bool) -> int:
+    """Channels of the control path of `PathDriven`: time, values and, with `counts`, observation counts."""
+    return 1 + channels * (2 if counts else 1)

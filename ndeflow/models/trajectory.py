@@ -1,0 +1,151 @@
+"""Families whose state is solved over the times of a batch: the user writes the right-hand side."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ndeflow.contracts import Batch, Output
+from ndeflow.models.base import Model, OwnField
+from ndeflow.numerics.field import SDE, leaves, replace_leaves
+from ndeflow.numerics.solution import Adjoint, Solver
+
+
+class NeuralODE(Model):
+    """dy/dt = field(t, y): write `field`, optionally `encode`, `decode` and `context`."""
+
+    def __init__(self, *, solver: Solver | None = None, adjoint: Adjoint | None = None) -> None:
+        super().__init__(solver=solver, adjoint=adjoint)
+        self.__dict__["_dynamics"] = OwnField(self)  # not a submodule: its parameters are the model's own
+
+    @property
+    def dynamics(self) -> nn.Module:
+        return self.__dict__["_dynamics"]
+
+    @abstractmethod
+    def field(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
+        """dy/dt (B, *state) at y (B, *state); t broadcasts against y. `context` is given if the model has one."""
+
+    def encode(self, batch: Batch) -> Tensor:
+        """The initial state (B, *state) at the first time; by default each channel's first seen value."""
+        return first_seen(batch)
+
+    def decode(self, ys: Tensor, batch: Batch) -> Tensor:
+        """The prediction (B, T, C) from the states (B, T, *state); by default the states."""
+        return ys
+
+    def context(self, batch: Batch) -> Any:
+        """What the solve is conditioned on; nothing by default."""
+        return None
+
+    def times(self, batch: Batch) -> Tensor:
+        """Where the state is needed, (B, T'), from the encoded start on; by default at every time of the batch."""
+        return batch.ts
+
+    def forward(self, batch: Batch) -> Output:
+        solution = self.solve(self.encode(batch), self.times(batch), context=self.context(batch))
+        return Output(self.decode(solution.ys, batch), (solution,))
+
+
+class OwnSDE(SDE):
+    """A model's `drift` and `diffusion` methods as an SDE; its parameters are the model's."""
+
+    def __init__(self, model: NeuralSDE, noise_size: int) -> None:
+        super().__init__(noise_type=model.noise_type, sde_type=model.sde_type, noise_size=noise_size)
+        self.model = model
+
+    def drift(self, t: Tensor, y: Tensor, *context: Any) -> Any:
+        return self.model.drift(t, y, *context)
+
+    def diffusion(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
+        return self.model.diffusion(t, y, *context)
+
+
+class NeuralSDE(Model):
+    """dy = drift(t, y) dt + diffusion(t, y) dW: write both, optionally `encode`, `decode` and `context`.
+
+    noise_size: Brownian channels; the state's size where the noise is diagonal.
+    draws, eval_draws: sampled paths per row in training and in evaluation. More than one: predictions are
+    (S, B, ...). A path is a function of the run's seed, the training step and the row's `batch.index`.
+    """
+
+    noise_type: ClassVar[str] = "diagonal"
+    sde_type: ClassVar[str] = "ito"
+
+    def __init__(
+        self,
+        *,
+        noise_size: int,
+        draws: int = 1,
+        eval_draws: int = 1,
+        solver: Solver | None = None,
+        adjoint: Adjoint | None = None,
+    ) -> None:
+        super().__init__(solver=solver, adjoint=adjoint)
+        if min(draws, eval_draws) < 1:
+            raise ValueError(f"expected at least one draw, got draws={draws}, eval_draws={eval_draws}")
+        self.draws, self.eval_draws = draws, eval_draws
+        self.__dict__["_dynamics"] = OwnSDE(self, noise_size)
+
+    @property
+    def dynamics(self) -> nn.Module:
+        return self.__dict__["_dynamics"]
+
+    @abstractmethod
+    def drift(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
+        """(B, d) at y (B, d)."""
+
+    @abstractmethod
+    def diffusion(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
+        """(B, d) where the noise is diagonal, else (B, d, m)."""
+
+    def encode(self, batch: Batch) -> Tensor:
+        """The initial state (B, d); by default each channel's first seen value."""
+        return first_seen(batch)
+
+    def decode(self, ys: Tensor, batch: Batch) -> Tensor:
+        """The prediction (B, T, C) from the states (B, T, d); by default the states."""
+        return ys
+
+    def context(self, batch: Batch) -> Any:
+        """What the solve is conditioned on; nothing by default."""
+        return None
+
+    def times(self, batch: Batch) -> Tensor:
+        """Where the state is needed, (B, T'), from the encoded start on; by default at every time of the batch."""
+        return batch.ts
+
+    def forward(self, batch: Batch) -> Output:
+        count = self.draws if self.training else self.eval_draws
+        rows = len(batch.index)
+        context = repeat_context(self.context(batch), count)
+        solution = self.solve(
+            self.encode(batch).repeat(count, 1),
+            self.times(batch).repeat(count, 1),
+            context=context,
+            index=draw_index(batch.index, count),
+        )
+        ys = solution.ys.unflatten(0, (count, rows))
+        prediction = torch.stack([self.decode(draw, batch) for draw in ys])
+        many = count > 1
+        return Output(prediction if many else prediction[0], (solution,), draws=many)
+
+
+def first_seen(batch: Batch) -> Tensor:
+    """Each channel's first seen value (B, C); 0 where a channel is never seen."""
+    first = batch.seen.to(torch.int8).argmax(dim=1, keepdim=True)
+    value = batch.ys.gather(1, first).squeeze(1)
+    return torch.where(batch.seen.any(dim=1), value, torch.zeros_like(value))
+
+
+def draw_index(index: Tensor, draws: int) -> Tensor:
+    """Keys of the noise of S draws of B rows, (S B,): the draw's number in the upper half of the key."""
+    return (index + (torch.arange(draws, device=index.device)[:, None] << 32)).flatten()
+
+
+def repeat_context(context: Any, draws: int) -> Any:
+    """A context of B rows repeated S times along the rows."""
+    return replace_leaves(context, [leaf.repeat(draws, *[1] * (leaf.dim() - 1)) for leaf in leaves(context)])

@@ -1,0 +1,1 @@
+"""Plain networks: no physics, no solves."""

@@ -1,0 +1,131 @@
+"""Brownian noise as a pure function of (seed, sample, step, channel): the same in any order, batch or device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+WORD = 0xFFFFFFFF
+WORDS = 4
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+CHUNK = 1 << 18
+BLOCK = 64
+
+
+def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Philox4x32-10: four pseudo-random 32-bit words for each four-word counter.
+
+    counter: four int64 tensors of 32-bit values that broadcast together. key: two 32-bit integers.
+    Returns four int64 tensors of 32-bit values. int64 products wrap, which leaves both halves right.
+    Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3", §3.3.
+    """
+    a, b, c, d = counter
+    for i in range(ROUNDS):
+        k0, k1 = ((word + i * weyl) & WORD for word, weyl in zip(key, WEYL, strict=True))
+        p, q = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
+        a, b, c, d = (q >> 32 & WORD) ^ b ^ k0, q & WORD, (p >> 32 & WORD) ^ d ^ k1, p & WORD
+    return [a, b, c, d]
+
+
+def box_muller(first: Tensor, second: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two independent standard normals of each pair of 32-bit words.
+
+    sqrt(-2 ln u) (cos, sin)(2 pi v) with u in (0, 1], v in [0, 1) on a grid of 2^-24: exact in float32, and the
+    logarithm never sees 0. first, second: int64, one shape; the normals have it too.
+    """
+    u = ((first >> 8) + 1).to(dtype) * 2.0**-24
+    angle = (second >> 8).to(dtype) * (2.0**-23 * math.pi)
+    radius = (-2.0 * u.log()).sqrt()
+    return radius * angle.cos(), radius * angle.sin()
+
+
+@dataclass(frozen=True, eq=False)
+class Brownian:
+    """The Brownian motions that drive a batch: row b's path depends on (seed, index[b]) alone.
+
+    seed: any integer (its low 64 bits count). index: (B,) int64, each row's key, such as its place in the data
+    set; None: 0, ..., B - 1.
+    """
+
+    seed: int
+    index: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        index = self.index
+        if index is not None and (index.ndim != 1 or index.is_floating_point() or index.is_complex()):
+            raise ValueError(
+                f"expected an index of integers of shape (B,), got {index.dtype} of shape {tuple(index.shape)}; "
+                "give one integer key a row"
+            )
+
+    @classmethod
+    def drawn(cls) -> Brownian:
+        """A Brownian motion whose seed is drawn from torch's default generator."""
+        return cls(int(torch.randint(2**62, ())))
+
+    def check(self, batch: int) -> None:
+        """Raise ValueError unless the index, if there is one, has a key for each of `batch` rows."""
+        if self.index is not None and len(self.index) != batch:
+            raise ValueError(
+                f"expected a noise index with one key for each of {batch} rows, got {len(self.index)}; "
+                "give Brownian(seed, index) the index of this batch, or none"
+            )
+
+    @torch.no_grad()
+    def normals(
+        self, first_step: int, count: int, size: int, *, batch: int, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Standard normals of `count` steps from `first_step`: (count, B, size), never on the autograd graph.
+
+        Entry [n, b, c] depends on the seed, index[b], first_step + n and c only. Numbers are made in float32,
+        in float64 if `dtype` is; their integers are the same on every device.
+        """
+        self.check(batch)
+        index = torch.arange(batch) if self.index is None else self.index
+        index = index.to(device=device, dtype=torch.int64)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        chunk = max(1, CHUNK // max(1, batch * size))
+        pieces = [
+            self._draw(range(first_step + n, first_step + min(n + chunk, count)), size, index, wide)
+            for n in range(0, count, chunk)
+        ]
+        return torch.cat(pieces).to(dtype) if pieces else torch.empty(0, batch, size, dtype=dtype, device=device)
+
+    def _draw(self, steps: range, size: int, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """(len(steps), B, size) normals; the counter is (four channels, key low, key high, step)."""
+        quads = torch.arange(-(-size // WORDS), device=index.device)
+        step = torch.arange(steps.start, steps.stop, device=index.device) & WORD
+        counter = (quads, (index & WORD)[:, None], (index >> 32 & WORD)[:, None], step[:, None, None])
+        a, b, c, d = philox(counter, (self.seed & WORD, self.seed >> 32 & WORD))
+        normals = (*box_muller(a, b, dtype), *box_muller(c, d, dtype))
+        return torch.stack(normals, dim=-1).flatten(-2)[..., :size]
+
+
+class Path:
+    """A Brownian motion's normals step by step, drawn a block of steps at a time.
+
+    The last block is kept, so that walking forwards or backwards costs one draw a block. size: normals a row and
+    step. total: number of steps of the whole walk.
+    """
+
+    def __init__(
+        self, brownian: Brownian, size: int, total: int, *, batch: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._draw = partial(brownian.normals, size=size, batch=batch, dtype=dtype, device=device)
+        self._total = total
+        self._first = 0
+        self._block: tuple[Tensor, ...] = ()
+
+    def __call__(self, step: int) -> Tensor:
+        """The normals of step number `step`: (B, size)."""
+        if not self._first <= step < self._first + len(self._block):
+            self._first = step - step % BLOCK
+            self._block = self._draw(self._first, min(BLOCK, self._total - self._first)).unbind()
+        return self._block[step - self._first]

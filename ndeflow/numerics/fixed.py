@@ -1,0 +1,58 @@
+"""Explicit Runge-Kutta methods with a fixed number of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from ndeflow.contracts import Problem
+from ndeflow.numerics.field import SDE
+from ndeflow.numerics.marching import FixedMarching
+from ndeflow.numerics.solution import Step
+from ndeflow.numerics.stages import combine, hermite_mid, stages
+from ndeflow.numerics.system import System
+from ndeflow.numerics.tableaus import FIXED, Tableau
+
+
+@final
+@dataclass(frozen=True)
+class FixedRungeKutta(FixedMarching):
+    """A fixed-step Runge-Kutta method: "euler" (order 1), "midpoint" (2) or "rk4" (4).
+
+    steps: equal steps a save interval, or a piece of the control path where there is one; then save times must be
+    knots. Probes are read from cubic Hermite interpolants and cost one evaluation a solve, or a knot. Raises
+    ValueError at construction for an unknown method or no steps, at the solve for an SDE; SolveError where the
+    state becomes non-finite.
+    """
+
+    method: str = "rk4"
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.method not in FIXED:
+            raise ValueError(f"expected method {', '.join(FIXED)}, got {self.method!r}")
+        if self.steps < 1:
+            raise ValueError(f"expected at least 1 step, got {self.steps}")
+
+    @property
+    def tableau(self) -> Tableau:
+        return FIXED[self.method]
+
+    def check(self, problem: Problem) -> None:
+        if isinstance(problem.field, SDE):
+            raise ValueError("expected an ODE for FixedRungeKutta, got an SDE; use solver=Stochastic()")
+
+    def advance(
+        self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any = None, noise: Tensor | None = None
+    ) -> Step:
+        dtype = z.dtype.to_real()
+        t, h = t.to(dtype), h.to(dtype)
+        ks, _ = stages(system, self.tableau, t, z, h, carry)
+        z1 = torch.addcmul(z, combine(self.tableau.b, ks), h)
+        if not system.dense:
+            return Step(z1, None, None, None, None, None)
+        slope = system(t + h, z1)
+        return Step(z1, None, None, None, hermite_mid(z, z1, h, ks[0], slope), slope)

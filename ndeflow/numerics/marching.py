@@ -1,0 +1,121 @@
+"""Solvers that march by steps: what they share, so that one adjoint can replay them all."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ndeflow.contracts import Problem
+from ndeflow.numerics.segments import Segments, fixed_segments
+from ndeflow.numerics.solution import Solution, SolveError, Solver, Step
+from ndeflow.numerics.system import InitialValue, System
+from ndeflow.numerics.trace import Node, Trace, solution
+
+
+class Marching(Solver):
+    """A solver that crosses the segments of a system step by step, leaving a `Trace`.
+
+    Subclasses say how the span is cut (`cut`), what one step does (`advance`) and in which order steps are taken
+    (`march`). A trace can be replayed: `advance` must be a pure function of its arguments, so that calling it
+    again with a node's (t, z, h, carry, noise) gives the same step to the last bit, on the graph where gradients
+    are enabled. `z` is the system's packed state: y itself, or (B, D + K) with K integrals beside it.
+    """
+
+    def check(self, problem: Problem) -> None:  # noqa: B027
+        """Raise ValueError, with the cure, for a problem this solver cannot solve."""
+
+    @abstractmethod
+    def cut(self, problem: Problem) -> Segments:
+        """The segments of the span that all rows cross together."""
+
+    @abstractmethod
+    def march(self, system: System) -> Trace:
+        """Cross all segments; raises SolveError. Recorded by autograd where gradients are enabled."""
+
+    @abstractmethod
+    def advance(
+        self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any = None, noise: Tensor | None = None
+    ) -> Step:
+        """One pure step of the packed state z from t to t + h.
+
+        t, h: float64, 0-dim or (B, 1, ..., 1) as z has dimensions. carry: what `begin` or the last step gave, a
+        tensor or a tuple of tensors; None: nothing is known, evaluate at (t, z) here. noise: as `noises` gave it.
+        Where `system.dense`, a step that can be interpolated gives `mid`, and then its incoming and outgoing
+        carry are dz/dt at both its ends; without `mid`, states inside steps are interpolated linearly.
+        """
+
+    def begin(self, system: System, t: Tensor, z: Tensor, slope: Tensor) -> Any:
+        """The carry of the first step of a segment after a knot, from slope = dz/dt at (t, z)."""
+        return slope
+
+    def system(self, problem: Problem) -> InitialValue:
+        """The problem as this solver marches it, checked."""
+        self.check(problem)
+        return InitialValue(problem, self.cut(problem))
+
+    def integrate(self, problem: Problem) -> Solution:
+        system = self.system(problem)
+        return solution(system, self.march(system))
+
+    def step(
+        self,
+        problem: Problem,
+        t: Tensor,
+        y: Tensor,
+        h: Tensor,
+        carry: Any = None,
+        noise: Tensor | None = None,
+    ) -> Step:
+        """One pure step of the state alone; integrals beside it are left out, a control path is used whole."""
+        system = InitialValue(replace(problem, integrands=(), probes=None), None)
+        return self.advance(system, t, y, h, carry, noise)
+
+
+class FixedMarching(Marching):
+    """A marching solver that takes `steps` equal steps a segment.
+
+    Segments are the save intervals, or the control path's pieces where there is a path: then save times must be
+    knots. A segment in which no row moves is skipped, and its numbers of steps with it.
+    """
+
+    steps: int
+
+    def cut(self, problem: Problem) -> Segments:
+        return fixed_segments(problem)
+
+    def noises(self, system: System, first: int) -> Sequence[Tensor | None]:
+        """The noise of the `steps` steps of a segment, the first of which is number `first` of the whole span."""
+        return [None] * self.steps
+
+    def march(self, system: System) -> Trace:
+        z, slope = system.open()
+        trace, carry = Trace(z), None
+        for leg in system.legs():
+            fresh = slope is not None or system.renewed
+            if fresh:
+                carry = self.begin(leg, leg.start, z, leg.slope(z) if slope is None else slope)
+                slope = None
+            for j, noise in enumerate(self.noises(leg, leg.segment * self.steps)):
+                node = Node(leg.segment, j / self.steps, 1 / self.steps, z, carry, fresh and j == 0, noise)
+                t, h = leg.moment(node.theta, node.dtheta)
+                step = self.advance(leg, t, z, h, carry, noise)
+                trace.accept(node, step)
+                z, carry = step.y, step.carry
+        trace.nfe = system.calls
+        if not bool(z.isfinite().all()):
+            raise self._failure(system, trace)
+        return trace
+
+    def _failure(self, system: System, trace: Trace) -> SolveError:
+        n = next(i for i, step in enumerate(trace.steps) if not bool(step.y.isfinite().all()))
+        node, bad = trace.nodes[n], trace.steps[n].y.isfinite().flatten(1).all(dim=1).logical_not()
+        row = int(bad.int().argmax())
+        t, h = system.at(node.segment).row_moment(node.theta, node.dtheta, row)
+        return SolveError(
+            f"the state became non-finite in row {row}, in the step of size {h:.3g} from time {t:.6g} ({self}); "
+            "take more steps, or bound the field"
+        )

@@ -1,0 +1,109 @@
+"""The tensors a solve depends on, and the state of autocast around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ndeflow.contracts import Problem
+from ndeflow.numerics.field import leaves, replace_leaves
+from ndeflow.numerics.system import InitialValue
+
+
+def needs_module(problem: Problem, adjoint: str) -> None:
+    """Raise ValueError unless the field is a module, whose parameters can be found."""
+    if not isinstance(problem.field, nn.Module):
+        raise ValueError(
+            f"expected an nn.Module as field for {adjoint}, which must find its parameters, got "
+            f"{type(problem.field).__name__}; wrap the function in a module, or use Direct()"
+        )
+
+
+def parameters(problem: Problem) -> list[Tensor]:
+    """The parameters that need gradients, of the field and of the integrands, each once."""
+    modules = [problem.field, *(module for module, _ in problem.integrands)]
+    unique = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+    return list(unique.values())
+
+
+def conditions(problem: Problem) -> list[Tensor]:
+    """The leaves of the context and of the integrands' own contexts, in order."""
+    return [*leaves(problem.context), *(leaf for _, own in problem.integrands for leaf in leaves(own))]
+
+
+def conditioned(system: InitialValue, new: Sequence[Tensor], edges: Tensor) -> InitialValue:
+    """The system reading other conditions and edges."""
+    problem = system.problem
+    count = len(leaves(problem.context))
+    context, owns = replace_leaves(problem.context, new[:count]), []
+    for _, own in problem.integrands:
+        more = len(leaves(own))
+        owns.append(replace_leaves(own, new[count : count + more]))
+        count += more
+    return system.with_inputs(context, owns, edges)
+
+
+def detached(x: Tensor) -> Tensor:
+    """The same values as a leaf of a new graph, needing a gradient if x does."""
+    return x.detach().requires_grad_(x.requires_grad)
+
+
+def carried(carry: Any) -> list[Tensor]:
+    """The tensors of a carry: none, one, or a tuple of them."""
+    if carry is None:
+        return []
+    return [carry] if isinstance(carry, Tensor) else list(carry)
+
+
+def like_carry(carry: Any, new: Sequence[Tensor]) -> Any:
+    """A carry of the same kind made of other tensors."""
+    if carry is None:
+        return None
+    return new[0] if isinstance(carry, Tensor) else type(carry)(new)
+
+
+def grads(
+    outputs: Sequence[Tensor | None], inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], **options: Any
+) -> list[Tensor | None]:
+    """Vector-Jacobian products; an output without cotangent or graph is left out, an input without a path is None."""
+    pairs = [
+        (o, c) for o, c in zip(outputs, cotangents, strict=True) if o is not None and c is not None and o.requires_grad
+    ]
+    wanted = [x for x in inputs if x.requires_grad]
+    if not pairs or not wanted:
+        return [None] * len(inputs)
+    out, ct = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(out, wanted, ct, allow_unused=True, **options))
+    return [next(found) if x.requires_grad else None for x in inputs]
+
+
+def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum, None standing for zero."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+@dataclass(frozen=True)
+class Ambient:
+    """Autocast as it was when the forward pass ran, to be entered again in the backward pass.
+
+    Without its cache of cast weights: a cast made without gradients must not be reused with them.
+    """
+
+    device: str
+    dtype: torch.dtype
+    enabled: bool
+
+    @classmethod
+    def of(cls, y0: Tensor) -> Ambient:
+        device = y0.device.type
+        return cls(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+
+    def __call__(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device, self.dtype, self.enabled, cache_enabled=False)

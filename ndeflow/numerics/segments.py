@@ -1,0 +1,120 @@
+"""Where the span of a solve is cut: the segments that all rows cross together by common fractions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ndeflow.contracts import Problem
+from ndeflow.numerics.field import path_of
+
+SLACK = 1e-9
+
+
+class Places(NamedTuple):
+    """Where M times lie: segment (M,) or (B, M) int64, and theta, the fraction of it, on the graph of the times.
+
+    interior: whether states must be interpolated to read them, rather than taken at ends of segments.
+    """
+
+    segment: Tensor
+    theta: Tensor
+    interior: bool
+
+
+@dataclass(frozen=True)
+class Segments:
+    """S segments, crossed in the order of their edges.
+
+    edges: (S + 1,), or (S + 1, B) where rows have their own times, in float64 where the device has it; on the
+    autograd graph if the times are. A row whose two edges are equal stands still. pieces: for each segment the
+    number of the control path's piece, or None where there is no path.
+    """
+
+    edges: Tensor
+    pieces: tuple[int, ...] | None = None
+
+    @cached_property
+    def moving(self) -> list[int]:
+        """How many rows move, for each segment (with common times 1: all); read from the device once."""
+        moves = self.edges.detach().diff(dim=0) != 0
+        return (moves.sum(dim=1) if moves.dim() == 2 else moves.int()).tolist()
+
+    @property
+    def first(self) -> int:
+        """The first segment in which a row moves; 0 if there is none."""
+        return next((k for k, moving in enumerate(self.moving) if moving), 0)
+
+    def locate(self, times: Tensor) -> Places:
+        """The places of times (M,) or (B, M); a time at an edge belongs to the segment that ends there.
+
+        Raises ValueError for a time outside the span.
+        """
+        edges = self.edges if self.edges.dim() == 1 else self.edges.T
+        if edges.dim() == 2 and times.dim() == 1:
+            times = times.expand(len(edges), -1)
+        times = times.to(edges.dtype)
+        segment = self._segment(edges.detach(), times.detach())
+        start, end = edges.gather(-1, segment), edges.gather(-1, segment + 1)
+        still = start == end
+        theta = torch.where(still, 0.0, (times - start) / torch.where(still, 1.0, end - start))
+        value = theta.detach()
+        inside = ((value > 0) & (value < 1)).any()
+        outside = (value < -SLACK) | (value > 1 + SLACK) | (still & (times.detach() != start.detach()))
+        inside, outside = torch.stack([inside, outside.any()]).tolist()
+        if outside:
+            raise ValueError("expected probes within the span of ts, got one outside; clamp the probes to the span")
+        return Places(segment, theta, inside)
+
+    @staticmethod
+    def _segment(edges: Tensor, times: Tensor) -> Tensor:
+        inner = edges[..., 1:-1]
+        if inner.shape[-1] == 0:
+            return torch.zeros(times.shape, dtype=torch.int64, device=times.device)
+        backward = bool((edges[..., -1] < edges[..., 0]).any())
+        inner, times = (-inner, -times) if backward else (inner, times)
+        return torch.searchsorted(inner.contiguous(), times.contiguous())
+
+
+def wide(times: Tensor) -> Tensor:
+    """Times in float64 where the device has it."""
+    return times.to(torch.float32 if times.device.type == "mps" else torch.float64)
+
+
+def adaptive_segments(problem: Problem) -> Segments:
+    """One segment, or the pieces of the control path clipped to the span."""
+    ts = wide(problem.ts)
+    path = path_of(problem.context)
+    if path is None:
+        return Segments(torch.stack([ts[..., 0], ts[..., -1]]))
+    return _pieces(ts[..., 0], ts[..., -1], wide(path.knots))
+
+
+def fixed_segments(problem: Problem) -> Segments:
+    """The save intervals, or the pieces of the control path; then raises ValueError for a save time between knots."""
+    if path_of(problem.context) is None:
+        return Segments(wide(problem.ts).T.contiguous() if problem.ts.dim() == 2 else wide(problem.ts))
+    segments = adaptive_segments(problem)
+    if segments.locate(problem.ts.detach()).interior:
+        raise ValueError(
+            "expected save times that are knots of the control path, got one between knots; "
+            "save at knots only, or use an adaptive solver such as RungeKutta()"
+        )
+    return segments
+
+
+def _pieces(first: Tensor, last: Tensor, knots: Tensor) -> Segments:
+    """The pieces of a path with knots (K,) or (B, K), crossed from `first` to `last`: 0-dim or (B,)."""
+    inner = knots.movedim(-1, 0)[1:-1]
+    low, high = torch.minimum(first, last), torch.maximum(first, last)
+    inner = torch.where(inner <= low, low, torch.where(inner >= high, high, inner))
+    order = list(range(len(inner) + 1))
+    if bool((last < first).any()):
+        inner, order = inner.flip(0), order[::-1]
+    shape = torch.broadcast_shapes(inner.shape[1:], first.shape)
+    edges = [first.expand(1, *shape), inner.expand(len(inner), *shape), last.expand(1, *shape)]
+    return Segments(torch.cat(edges), tuple(order))

@@ -1,0 +1,93 @@
+"""What a solve gives back, and what a solver and an adjoint are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from ndeflow.contracts import Problem
+
+
+class SolveError(RuntimeError):
+    """A solve that could not be carried out; the message names time, step size and cure."""
+
+
+@dataclass
+class Stats:
+    """The cost of a solve and its accepted mesh. B rows, N accepted steps.
+
+    nfe, accepted, rejected: (B,) int64. nfe counts the evaluations in which a row was computed, rejected steps
+    and starting heuristic included. status: (B,) int64, 0 = solved.
+    times, steps: (B, N), starts and sizes of the accepted steps, float64, never on the autograd graph.
+    error: (B, N), each row's tolerance-scaled RMS local error: sqrt(mean((e / (atol + rtol max(|y0|, |y1|)))^2)).
+    stiffness: (B, N), |k_s - k_{s-1}| / |g_s - g_{s-1}| (Hairer & Wanner II, p. 22), in 1 / time.
+    error and stiffness are on the graph under adjoints with `differentiable_stats`; None where a method has none.
+    states: (B, N, *state), detached, at the starts of the steps, if the problem asked with `keep_mesh`.
+    backward_nfe: evaluations of the backward pass, filled by it: a one-element list holding a number.
+    """
+
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    status: Tensor
+    times: Tensor
+    steps: Tensor
+    error: Tensor | None = None
+    stiffness: Tensor | None = None
+    states: Tensor | None = None
+    backward_nfe: list[int] | None = None
+
+
+@dataclass
+class Solution:
+    """ys: (B, T, *state) at ts: (T,) or (B, T), T save times followed by the problem's probes.
+
+    integrals: (B, T, K), one column an integrand (a field's own dq first); K may be 0.
+    """
+
+    ts: Tensor
+    ys: Tensor
+    stats: Stats
+    integrals: Tensor
+    problem: Problem
+
+
+class Step(NamedTuple):
+    """The result of one step of size h from (t, y).
+
+    y: (B, *state). error: the raw embedded difference, like y, or None. ratio: (B,) its tolerance-scaled RMS.
+    stiffness: (B,) or None. mid: the state at t + h/2 for dense output, or None. carry: what the next step reuses
+    (for a Runge-Kutta pair its last stage, dy/dt at t + h).
+    """
+
+    y: Tensor
+    error: Tensor | None
+    ratio: Tensor | None
+    stiffness: Tensor | None
+    mid: Tensor | None
+    carry: Any
+
+
+class Solver(ABC):
+    """A numerical method with its settings; final solvers are frozen dataclasses."""
+
+    @abstractmethod
+    def integrate(self, problem: Problem) -> Solution:
+        """Solve the problem, recorded by autograd wherever gradients are enabled."""
+
+    @abstractmethod
+    def step(self, problem: Problem, t: Tensor, y: Tensor, h: Tensor, carry: Any = None,
+             noise: Tensor | None = None) -> Step:
+        """One pure step from (t, y); t and h broadcast against y: 0-dim, or (B, 1, ..., 1)."""
+
+
+class Adjoint(ABC):
+    """How gradients of a solve are computed; it is handed the solver."""
+
+    differentiable_stats: ClassVar[bool]
+
+    @abstractmethod
+    def __call__(self, solver: Solver, problem: Problem) -> Solution: ...

@@ -1,0 +1,116 @@
+"""The one door to a solution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ndeflow.contracts import Problem
+from ndeflow.numerics.adjoint import Direct
+from ndeflow.numerics.brownian import Brownian
+from ndeflow.numerics.explicit import RungeKutta
+from ndeflow.numerics.field import SDE, leaves
+from ndeflow.numerics.solution import Adjoint, Solution, Solver
+
+
+def solve(
+    field: Any,
+    y0: Tensor,
+    ts: Tensor,
+    *,
+    solver: Solver | None = None,
+    adjoint: Adjoint | None = None,
+    context: Any = None,
+    integrands: Sequence[tuple[nn.Module, Any]] = (),
+    noise: Brownian | None = None,
+) -> Solution:
+    """Solve dy/dt = field(t, y) from y0 at ts[0], read at all ts.
+
+    field: called as (t, y), or (t, y, context) where there is a context; gives dy (B, *state), or (dy, dq) with
+    integrals' rates dq (B, K). An `SDE` for a stochastic equation. y0: (B, *state). ts: (T,) or (B, T), monotone
+    in each row, repeats allowed; decreasing for an ODE backward in time. solver: None: `RungeKutta()`, for an
+    SDE `Stochastic()`. adjoint: None: `Direct()`. context: a tensor, a control path or a NamedTuple of them,
+    leaves (B, ...). integrands: pairs (module, own context) integrated beside the state. noise: an SDE's.
+
+    Returns a `Solution` with ys (B, T, *state). Raises ValueError for arguments that do not fit together,
+    SolveError for a solve that fails.
+    """
+    problem = pose(field, y0, ts, context=context, integrands=integrands, noise=noise)
+    return (adjoint or Direct())(solver or default_solver(field), problem)
+
+
+def default_solver(field: Any) -> Solver:
+    """`Stochastic()` for an SDE, `RungeKutta()` for any other field."""
+    if not isinstance(field, SDE):
+        return RungeKutta()
+    from ndeflow.numerics.stochastic import Stochastic
+
+    return Stochastic()
+
+
+def pose(
+    field: Any,
+    y0: Tensor,
+    ts: Tensor,
+    *,
+    context: Any = None,
+    integrands: Sequence[tuple[nn.Module, Any]] = (),
+    noise: Brownian | None = None,
+) -> Problem:
+    """The checked problem of these arguments, as `solve` takes them; raises ValueError with the cure."""
+    if not callable(field):
+        raise ValueError(
+            f"expected a field that can be called, got {type(field).__name__}; give a module or a function"
+        )
+    _check_state(y0)
+    _check_times(ts, y0)
+    _check_leaves("context", context, y0)
+    for pair in integrands:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module)):
+            raise ValueError(
+                "expected integrands as pairs (module, own context), got something else; give (module, None)"
+            )
+        _check_leaves("an integrand's own context", pair[1], y0)
+    if noise is not None:
+        if not isinstance(field, SDE):
+            raise ValueError("expected noise for an SDE only, got it with an ODE; leave it out, or derive from SDE")
+        noise.check(len(y0))
+    return Problem(field, y0, ts, context, tuple(integrands), noise)
+
+
+def _check_state(y0: Tensor) -> None:
+    if not (y0.is_floating_point() or y0.is_complex()):
+        raise ValueError(f"expected a floating-point y0, got {y0.dtype}; call y0.float()")
+    if y0.dim() == 0 or y0.numel() == 0:
+        raise ValueError(
+            f"expected y0 of shape (B, *state) with B >= 1, got {tuple(y0.shape)}; add the batch dimension"
+        )
+
+
+def _check_times(ts: Tensor, y0: Tensor) -> None:
+    if not ts.is_floating_point():
+        raise ValueError(f"expected floating-point ts, got {ts.dtype}; call ts.float()")
+    if ts.device != y0.device:
+        raise ValueError(f"expected ts on the device of y0, {y0.device}, got {ts.device}; move one of them")
+    if ts.dim() not in (1, 2) or ts.shape[-1] == 0 or (ts.dim() == 2 and len(ts) != len(y0)):
+        raise ValueError(f"expected ts of shape (T,) or ({len(y0)}, T) with T >= 1, got {tuple(ts.shape)}")
+    steps = ts.detach().diff(dim=-1)
+    finite, up, down = torch.stack([ts.detach().isfinite().all(), (steps >= 0).all(), (steps <= 0).all()]).tolist()
+    if not finite:
+        raise ValueError("expected finite ts, got NaN or infinity; fill padding with each row's last time")
+    if not (up or down):
+        raise ValueError("expected ts that increase in every row, or decrease in every row, got neither; sort them")
+
+
+def _check_leaves(name: str, context: Any, y0: Tensor) -> None:
+    for leaf in leaves(context):
+        if leaf.dim() == 0 or len(leaf) != len(y0):
+            raise ValueError(
+                f"expected every leaf of {name} with leading dimension {len(y0)} as y0, got {tuple(leaf.shape)}; "
+                "expand it, or make it a parameter or buffer of the field"
+            )
+        if leaf.device != y0.device:
+            raise ValueError(f"expected {name} on the device of y0, {y0.device}, got {leaf.device}; move one of them")

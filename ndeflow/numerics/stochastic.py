@@ -1,0 +1,228 @@
+"""Fixed-step methods for stochastic differential equations: Euler-Maruyama, Milstein, Heun, midpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ndeflow.contracts import Problem
+from ndeflow.numerics.brownian import Brownian, Path
+from ndeflow.numerics.field import SDE
+from ndeflow.numerics.marching import FixedMarching
+from ndeflow.numerics.segments import Segments
+from ndeflow.numerics.solution import Step
+from ndeflow.numerics.system import InitialValue, System
+
+
+class Terms(NamedTuple):
+    """An SDE as a scheme sees it: dz = drift(t, z) dt + spread(diffusion(t, z), dW) on the packed state z.
+
+    drift: like z. diffusion: (B, d) for diagonal noise, else (B, d, m). spread: like z, of a diffusion and a (B, m)
+    increment. ito: whose integral; Stratonovich's otherwise.
+    """
+
+    drift: Callable[[Tensor, Tensor], Tensor]
+    diffusion: Callable[[Tensor, Tensor], Tensor]
+    spread: Callable[[Tensor, Tensor], Tensor]
+    ito: bool
+
+
+def euler(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Tensor:
+    """Euler-Maruyama: z + h f + g dW. Maruyama 1955; Kloeden & Platen 1992, eq. 10.2.4."""
+    return z + h * f + sde.spread(sde.diffusion(t, z), dw)
+
+
+def milstein(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Tensor:
+    """Derivative-free Milstein, for scalar and diagonal noise.
+
+    z + h f + g dW + (g(z~) - g) (dW^2 - h) / (2 sqrt h) with z~ = z + h f + g sqrt h; for Stratonovich's integral
+    dW^2 in place of dW^2 - h, and z~ = z + g sqrt h. Kloeden & Platen 1992, §11.1.
+    """
+    g, size = sde.diffusion(t, z), per_row(h)
+    root = nonzero_root(size)
+    ahead = z + sde.spread(g, root.expand_as(dw)) + (h * f if sde.ito else 0.0)
+    second = dw.square() - size if sde.ito else dw.square()
+    return z + h * f + sde.spread(g, dw) + sde.spread(sde.diffusion(t, ahead) - g, second / (2.0 * root))
+
+
+def heun(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Tensor:
+    """Stochastic Heun: the mean of drift and diffusion at z and at the Euler point ahead.
+
+    Converges to Stratonovich's solution. Rümelin 1982, SIAM J. Numer. Anal. 19(3), 604-613.
+    """
+    g = sde.spread(sde.diffusion(t, z), dw)
+    ahead = z + h * f + g
+    after = sde.spread(sde.diffusion(t + h, ahead), dw)
+    return z + 0.5 * (h * (f + sde.drift(t + h, ahead)) + g + after)
+
+
+def midpoint(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Tensor:
+    """Stochastic midpoint: half an Euler step, then a whole step with the drift and diffusion found there.
+
+    Converges to Stratonovich's solution. Rümelin 1982, SIAM J. Numer. Anal. 19(3), 604-613.
+    """
+    half = z + 0.5 * (h * f + sde.spread(sde.diffusion(t, z), dw))
+    t = t + 0.5 * h
+    return z + h * sde.drift(t, half) + sde.spread(sde.diffusion(t, half), dw)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A method and what it is good for.
+
+    advance: one step, (sde, t, z, f, h, dw) -> z at t + h, with f the drift at (t, z), dw (B, m) the increment of W,
+    t and h 0-dim or columns that broadcast against z. calculi: whose integrals it converges to. orders: strong
+    order by noise type; a type it does not list is refused.
+    """
+
+    advance: Callable[[Terms, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    calculi: tuple[str, ...]
+    orders: Mapping[str, float]
+
+
+EULER_ORDERS = {"scalar": 0.5, "diagonal": 0.5, "general": 0.5, "additive": 1.0}
+STRATONOVICH_ORDERS = {"scalar": 1.0, "diagonal": 1.0, "general": 0.5, "additive": 1.0}
+SCHEMES: Mapping[str, Scheme] = MappingProxyType(
+    {
+        "euler": Scheme(euler, ("ito",), EULER_ORDERS),
+        "milstein": Scheme(milstein, ("ito", "stratonovich"), {"scalar": 1.0, "diagonal": 1.0}),
+        "heun": Scheme(heun, ("stratonovich",), STRATONOVICH_ORDERS),
+        "midpoint": Scheme(midpoint, ("stratonovich",), STRATONOVICH_ORDERS),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Stochastic(FixedMarching):
+    """Fixed steps of an SDE in increasing time, the noise of each row over its own interval.
+
+    method: "euler" (Ito, strong order 1/2, additive noise 1), "milstein" (both integrals, scalar and diagonal noise,
+    1), "heun" or "midpoint" (Stratonovich, 1; general noise 1/2); with additive noise the integrals are the same,
+    and so any of them serves. steps: equal steps a save interval, or a segment where the context has a control
+    path; then save times must be knots. Step n of row b has dW = sqrt(h_b) times the n-th normals of the problem's
+    `Brownian`. States between steps (probes) are interpolated linearly.
+
+    stats.nfe counts the drift: 1 a step, 2 for heun and midpoint. There are no error and stiffness estimates.
+    Raises ValueError, before any work, for what the method cannot solve; SolveError for a non-finite state.
+    """
+
+    method: str = "euler"
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.method not in SCHEMES:
+            raise ValueError(f"expected a method among {', '.join(SCHEMES)}, got {self.method!r}; see also TorchSDE()")
+        if self.steps < 1:
+            raise ValueError(f"expected at least 1 step a save interval, got {self.steps}")
+
+    def check(self, problem: Problem) -> None:
+        check_sde(problem, "Stochastic")
+        field, scheme = problem.field, SCHEMES[self.method]
+        if field.noise_type not in scheme.orders:
+            raise ValueError(
+                f"expected {' or '.join(scheme.orders)} noise for the method {self.method}, got {field.noise_type}; "
+                f"use {_cure(field)}"
+            )
+        if field.sde_type not in scheme.calculi and field.noise_type != "additive":
+            raise ValueError(
+                f"expected an SDE in the sense of {scheme.calculi[0]} for the method {self.method}, "
+                f"got {field.sde_type}; use {_cure(field)}"
+            )
+
+    def system(self, problem: Problem) -> Driven:
+        self.check(problem)
+        return Driven(problem, self.cut(problem), self.steps, problem.field.noise_size)
+
+    def noises(self, system: System, first: int) -> Sequence[Tensor]:
+        assert isinstance(system, Driven)
+        return [system.path(first + n) for n in range(self.steps)]
+
+    def advance(
+        self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any = None, noise: Tensor | None = None
+    ) -> Step:
+        """One step. carry: the drift at (t, z), if known. noise: (B, noise_size) normals, dW = sqrt(h) noise."""
+        assert isinstance(system, InitialValue)
+        if noise is None:
+            raise ValueError("expected the noise of an SDE's step, (B, noise_size) standard normals, got none")
+        t, h = t.to(z.dtype), h.to(z.dtype)
+        size = per_row(h)
+        dw = noise * torch.where(size > 0, nonzero_root(size), 0.0)
+        drift = system(t, z) if carry is None else carry
+        after = SCHEMES[self.method].advance(terms(system), t, z, drift, h, dw)
+        return Step(after, None, None, None, None, None)
+
+
+class Driven(InitialValue):
+    """A problem with noise as a system: `path(n)` gives the `channels` normals of step n, of `steps` a segment."""
+
+    def __init__(self, problem: Problem, segments: Segments, steps: int, channels: int) -> None:
+        super().__init__(problem, segments)
+        y0, total = problem.y0, steps * (len(segments.edges) - 1)
+        self.path = Path(problem.noise, channels, total, batch=len(y0), dtype=y0.dtype, device=y0.device)
+
+
+def terms(system: InitialValue) -> Terms:
+    """The SDE of a system on its packed state; integrals have no noise."""
+    field = system.problem.field
+    diagonal = field.noise_type == "diagonal"
+    shape = (system.rows, system.width) if diagonal else (system.rows, system.width, field.noise_size)
+
+    def diffusion(t: Tensor, z: Tensor) -> Tensor:
+        g = system.diffusion(t, z)
+        if g.shape != shape:
+            raise ValueError(
+                f"expected a diffusion of shape {shape} for {field.noise_type} noise, got {tuple(g.shape)}; "
+                "return (B, d) for diagonal noise, else (B, d, noise_size)"
+            )
+        return g
+
+    def spread(g: Tensor, noise: Tensor) -> Tensor:
+        return system.join(g * noise if diagonal else (g @ noise.unsqueeze(-1)).squeeze(-1), None)
+
+    return Terms(system, diffusion, spread, field.sde_type == "ito")
+
+
+def per_row(h: Tensor) -> Tensor:
+    """Step sizes that broadcast against a (B, m) increment: 0-dim, or (B, 1)."""
+    return h.flatten(1) if h.ndim else h
+
+
+def nonzero_root(size: Tensor) -> Tensor:
+    """sqrt(size), and 1 for an empty step, so that neither a quotient nor a gradient is infinite."""
+    return torch.where(size > 0, size, 1.0).sqrt()
+
+
+def check_sde(problem: Problem, solver: str) -> None:
+    """Raise ValueError unless the problem is an SDE on (B, d) with its noise, in increasing time."""
+    field, y0 = problem.field, problem.y0
+    if not isinstance(field, SDE):
+        raise ValueError(f"expected an SDE for {solver}, got {type(field).__name__}; use RungeKutta() for an ODE")
+    if y0.ndim != 2 or y0.is_complex():
+        raise ValueError(f"expected a real state of shape (B, d) for an SDE, got {y0.dtype} {tuple(y0.shape)}")
+    if field.noise_type == "diagonal" and field.noise_size != y0.shape[1]:
+        raise ValueError(
+            f"expected a noise_size of {y0.shape[1]} for diagonal noise, the size of the state, got {field.noise_size}"
+        )
+    if not isinstance(problem.noise, Brownian):
+        raise ValueError(f"expected noise=Brownian(seed, index) for an SDE, got {problem.noise!r}")
+    problem.noise.check(len(y0))
+    if bool((problem.ts.detach().diff(dim=-1) < 0).any()):
+        raise ValueError(
+            "expected increasing times for an SDE, got decreasing ones; write the reverse process as a field in "
+            "reversed time s = T - t"
+        )
+
+
+def _cure(field: SDE) -> str:
+    """Methods that solve this SDE, as a newcomer may type them."""
+    able = [
+        f'Stochastic("{name}")'
+        for name, scheme in SCHEMES.items()
+        if field.noise_type in scheme.orders and (field.sde_type in scheme.calculi or field.noise_type == "additive")
+    ]
+    return " or ".join(able)

@@ -1,0 +1,215 @@
+"""What a marching solver crosses: a right-hand side over segments, with integrals packed beside the state."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ndeflow.contracts import Problem
+from ndeflow.numerics.field import SDE, with_piece
+from ndeflow.numerics.segments import Segments
+
+
+class System(ABC):
+    """dz/dt = F(t, z) over segments; z is (B, *state), or (B, D + K) with K integrals beside D state columns.
+
+    `legs` gives, segment by segment, a copy that is set on it: F with the control path's piece, the segment's
+    start and length as columns that broadcast against z. Evaluations of all copies are counted together.
+    """
+
+    segments: Segments
+    dense: bool
+    segment: int
+    start: Tensor
+    length: Tensor
+    rows: int
+    moving: int
+
+    def __init__(self) -> None:
+        self._calls = [0]
+
+    @abstractmethod
+    def open(self) -> tuple[Tensor, Tensor]:
+        """The packed state at the start and dz/dt there: the first evaluation of a solve."""
+
+    @abstractmethod
+    def __call__(self, t: Tensor, z: Tensor) -> Tensor:
+        """dz/dt at t (0-dim or (B, 1, ..., 1), in the state's real dtype) and z; one evaluation."""
+
+    @abstractmethod
+    def judged(self, z: Tensor) -> Tensor:
+        """The part of a packed tensor that the error norm sees."""
+
+    @abstractmethod
+    def at(self, segment: int) -> Self:
+        """A copy set on a segment."""
+
+    @property
+    def renewed(self) -> bool:
+        """Whether the right-hand side changes from segment to segment, so that no slope outlives a knot."""
+        return self.segments.pieces is not None
+
+    @property
+    def calls(self) -> int:
+        """Evaluations so far."""
+        return self._calls[0]
+
+    def legs(self) -> Iterator[Self]:
+        """The system on each segment in which a row moves."""
+        for segment, moving in enumerate(self.segments.moving):
+            if moving:
+                leg = self.at(segment)
+                leg.moving = moving if self.segments.edges.dim() == 2 else self.rows
+                yield leg
+
+    def slope(self, z: Tensor) -> Tensor:
+        """dz/dt at the start of this segment; one evaluation."""
+        return self(self.start.to(z.dtype.to_real()), z)
+
+    def moment(self, theta: float, dtheta: float) -> tuple[Tensor, Tensor]:
+        """t and h of a step that starts at the fraction theta of this segment and covers dtheta of it."""
+        return self.start.add(self.length, alpha=theta), self.length * dtheta
+
+    def mean_length(self) -> float:
+        """The mean length of the moving rows' segment."""
+        length = self.length.detach().abs()
+        return length.sum().item() / (self.moving if length.dim() else 1)
+
+    def resolution(self) -> float:
+        """The smallest fraction of this segment that all rows' times can tell apart, times 16."""
+        start, length = self.start.detach(), self.length.detach()
+        reach = torch.maximum(start.abs(), (start + length).abs()) / length.abs()
+        return 16 * torch.finfo(start.dtype).eps * max(1.0, reach[length != 0].max().item())
+
+    def row_moment(self, theta: float, dtheta: float, row: int) -> tuple[float, float]:
+        """t and h of one row, as numbers, for a message."""
+        t, h = (x.detach().flatten() for x in self.moment(theta, dtheta))
+        return t[row % len(t)].item(), h[row % len(h)].item()
+
+
+class InitialValue(System):
+    """A problem as a system: its field (of an SDE the drift), and its integrands beside the state.
+
+    segments None: for a single step of the state alone, outside any march.
+    """
+
+    def __init__(self, problem: Problem, segments: Segments | None) -> None:
+        super().__init__()
+        self.problem = problem
+        self.context = problem.context
+        self.integrands = problem.integrands
+        self.rhs = problem.field.drift if isinstance(problem.field, SDE) else problem.field
+        self.rows, self.shape = len(problem.y0), problem.y0.shape[1:]
+        self.width = self.shape.numel()
+        self.columns = 0
+        self.dense = True
+        if segments is not None:
+            self.segments = segments
+            self.times = problem.ts if problem.probes is None else torch.cat([problem.ts, problem.probes], dim=-1)
+            self.places = segments.locate(self.times)
+            self.dense = self.places.interior or (self.times.requires_grad and self.times.shape[-1] > 2)
+
+    def with_inputs(self, context: Any, owns: list[Any], edges: Tensor) -> Self:
+        """The same system, its evaluations counted anew, reading other context leaves and edges."""
+        other = copy.copy(self)
+        other._calls = [0]
+        other.context = context
+        other.integrands = tuple((module, own) for (module, _), own in zip(self.integrands, owns, strict=True))
+        other.segments = Segments(edges, self.segments.pieces)
+        return other
+
+    def at(self, segment: int) -> Self:
+        leg = copy.copy(self) if self.segments.pieces is None else self.on_piece(self.segments.pieces[segment])
+        leg.segment = segment
+        edge, after = self.segments.edges[segment], self.segments.edges[segment + 1]
+        leg.start, leg.length = (self.column(x) for x in (edge, after - edge))
+        return leg
+
+    def on_piece(self, piece: int) -> Self:
+        """A copy that sees one piece of the control path."""
+        leg = copy.copy(self)
+        leg.context = with_piece(self.context, piece)
+        return leg
+
+    def open(self) -> tuple[Tensor, Tensor]:
+        y0 = self.problem.y0
+        leg = self.at(self.segments.first)
+        dy, dq = leg._rates(leg.start.to(y0.dtype.to_real()), y0)
+        self._check(dy, dq)
+        self.columns = 0 if dq is None else dq.shape[1]
+        zeros = y0.new_zeros(self.rows, self.columns)
+        return self.join(y0, zeros), self.join(dy, dq)
+
+    def __call__(self, t: Tensor, z: Tensor) -> Tensor:
+        if self.columns == 0:
+            return self._rates(t, z)[0]
+        return self.join(*self._rates(self._beside_state(t), self.state(z)))
+
+    def diffusion(self, t: Tensor, z: Tensor) -> Tensor:
+        """An SDE's diffusion at the state within z."""
+        return self.problem.field.diffusion(self._beside_state(t), self.state(z), *self._arguments())
+
+    def judged(self, z: Tensor) -> Tensor:
+        return z[:, : self.width] if self.columns else z
+
+    def state(self, z: Tensor) -> Tensor:
+        """The state (B, *state) within a packed tensor (..., B, D + K)."""
+        return z[..., : self.width].unflatten(-1, self.shape) if self.columns else z
+
+    def integrals(self, z: Tensor) -> Tensor:
+        """The integrals (..., K) within a packed tensor."""
+        return z[..., self.width :] if self.columns else z.new_zeros(*z.shape[: z.dim() - len(self.shape)], 0)
+
+    def join(self, y: Tensor, q: Tensor | None) -> Tensor:
+        """Pack a state, or its rate of change, beside integrals (B, K); None: zeros."""
+        if self.columns == 0:
+            return y
+        return torch.cat([y.flatten(1), y.new_zeros(self.rows, self.columns) if q is None else q], dim=1)
+
+    def _rates(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        self._calls[0] += 1
+        dy = self.rhs(t, y, *self._arguments())
+        rates = []
+        if isinstance(dy, tuple):
+            dy, own = dy
+            rates.append(own)
+        for module, own in self.integrands:
+            rates.append(module(self.problem.field, t, y, dy, self.context, own).unsqueeze(1))
+        if dy.dtype != y.dtype:
+            dy = dy.to(y.dtype)
+        return dy, torch.cat(rates, dim=1).to(y.dtype) if rates else None
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return () if self.context is None else (self.context,)
+
+    def _beside_state(self, t: Tensor) -> Tensor:
+        """Time that broadcasts against z, reshaped to broadcast against the state."""
+        return _column(t.flatten(), 1 + len(self.shape)) if self.columns and t.dim() else t
+
+    def column(self, x: Tensor) -> Tensor:
+        """A time 0-dim as it is, (B,) as a column that broadcasts against z."""
+        return _column(x, 2 if self.columns else 1 + len(self.shape))
+
+    def _check(self, dy: Tensor, dq: Tensor | None) -> None:
+        if dy.shape != self.problem.y0.shape:
+            raise ValueError(
+                f"expected the field to return the shape of the state {tuple(self.problem.y0.shape)}, "
+                f"got {tuple(dy.shape)}; return dy/dt for each element of y"
+            )
+        if dq is not None and (dq.dim() != 2 or len(dq) != self.rows):
+            raise ValueError(
+                f"expected integrals' rates of shape ({self.rows}, K), got {tuple(dq.shape)}; "
+                "return (dy, dq) with dq (B, K) from a field, (B,) from an integrand"
+            )
+        if dq is not None and dy.is_complex():
+            raise ValueError("expected a real state beside integrals, got a complex one; use view_as_real")
+
+
+def _column(x: Tensor, dims: int) -> Tensor:
+    """A 0-dim tensor as it is, (B,) as (B, 1, ..., 1)."""
+    return x.view(-1, *[1] * (dims - 1)) if x.dim() else x

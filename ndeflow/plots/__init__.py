@@ -1,0 +1,19 @@
+"""What a person wants to look at: each function gives a labelled matplotlib Figure, without pyplot's global state.
+
+matplotlib is imported when the first figure is drawn.
+"""
+
+from ndeflow.plots.scores import calibration, confusion_matrix
+from ndeflow.plots.series import phase_portrait, predictions
+from ndeflow.plots.solves import mesh
+from ndeflow.plots.training import evaluations, learning_curves
+
+__all__ = [
+    "calibration",
+    "confusion_matrix",
+    "evaluations",
+    "learning_curves",
+    "mesh",
+    "phase_portrait",
+    "predictions",
+]

@@ -1,0 +1,59 @@
+"""Penalties on what a solve costs: the solver's own estimates, on the autograd graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from ndeflow.contracts import Decay, Output, Regularizer, Solved
+from ndeflow.numerics.explicit import RungeKutta
+from ndeflow.numerics.solution import Stats
+
+
+@final
+class GlobalError(Regularizer):
+    """The local error summed over the accepted steps of a solve (ERNODE).
+
+    R = sum_j E_j |h_j|, with E_j the tolerance-scaled RMS local error of step j over batch and state, and h_j a
+    plain number. Pal, Ma, Shah, Rackauckas 2021, "Opening the Blackbox", section 3. A controller holds E_j near a
+    constant, so the value does not fall when the cost falls: judge by evaluations, never by the penalty.
+
+    aggregate: "sum" as the paper's formula, "mean" over steps as its published experiments, or "max".
+    """
+
+    def __init__(
+        self, weight: float | Decay = 1.0, *, aggregate: Literal["sum", "mean", "max"] = "sum"
+    ) -> None:
+        super().__init__(weight)
+        if aggregate not in ("sum", "mean", "max"):
+            raise ValueError(f"expected aggregate sum, mean or max, got {aggregate!r}")
+        self.aggregate = aggregate
+
+    def check(self, model: nn.Module) -> None:
+        adjoint = type(model.adjoint)
+        if not adjoint.differentiable_stats:
+            raise ValueError(
+                f"expected an adjoint that differentiates the solver's error estimate, got {adjoint.__name__}; "
+                "use adjoint=direct or adjoint=checkpointed with GlobalError"
+            )
+        if model.solver is not None and not isinstance(model.solver, RungeKutta):
+            raise ValueError(
+                f"expected a solver that estimates its local error, got {model.solver}; use an adaptive "
+                "Runge-Kutta solver (solver=dopri5, tsit5, bosh3 or heun) with GlobalError"
+            )
+
+    def penalty(self, model: nn.Module, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
+        totals = [self._of(one.solution.stats) for one in solved]
+        return torch.stack(totals).sum()
+
+    def _of(self, stats: Stats) -> Tensor:
+        if stats.error is None:
+            raise ValueError("expected a solve with local error estimates, got none; use an adaptive solver")
+        shared = stats.error.square().mean(dim=0)
+        error = (shared + torch.finfo(shared.dtype).tiny).sqrt()
+        step = stats.steps.abs().mean(dim=0).to(error.dtype)
+        terms = error * step
+        return {"sum": terms.sum, "mean": terms.mean, "max": terms.max}[self.aggregate]()

@@ -1,0 +1,179 @@
+"""What every task is: a LightningModule that turns a prediction and a batch into a loss."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, final
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from ndeflow.contracts import DataSpec, Output, Regularizer
+from ndeflow.metrics import Averages, Weighted
+from ndeflow.models.base import Model, Preparation
+from ndeflow.numerics.seeds import mix
+from ndeflow.numerics.solution import Solution
+from ndeflow.training.meter import Meter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Scheduler = Callable[[torch.optim.Optimizer], Any]
+
+
+class Task(pl.LightningModule, ABC):
+    """Training a model: write `loss` and `metrics`; steps, penalties, cost and logging are done here.
+
+    model: the model to train. optimizer: makes the optimizer from parameters. scheduler: makes a learning-rate
+    scheduler, stepped once an epoch. regularizers: name -> regularizer, seen by training steps only. seed: of the
+    run; the noise of a training step is a function of it and of the global step.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        *,
+        regularizers: Mapping[str, Regularizer] | None = None,
+        scheduler: Scheduler | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.regularizers: nn.ModuleDict = nn.ModuleDict(dict(regularizers or {}))
+        for regularizer in self.regularizers.values():
+            regularizer.check(model)
+        self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed
+        self.meter = Meter()
+        self._averages = Averages()
+        self._solutions: tuple[Solution, ...] = ()
+
+    @abstractmethod
+    def loss(self, output: Output, batch: Any) -> Tensor:
+        """The scalar to be minimised, without penalties."""
+
+    @abstractmethod
+    def metrics(self, output: Output, batch: Any) -> dict[str, Tensor | Weighted]:
+        """What evaluation reports: a tensor is averaged over its elements, a `Weighted` as it says, over a split."""
+
+    def figures(self, output: Output, batch: Any) -> dict[str, Figure]:
+        """Pictures of a prediction that a person wants to see; none by default."""
+        return {}
+
+    @property
+    def spec(self) -> DataSpec:
+        """What the training data were; kept by the model."""
+        if self.model.spec is None:
+            raise ValueError("expected a task that knows its data, got none; set task.spec = data.spec before fitting")
+        return self.model.spec
+
+    @spec.setter
+    def spec(self, spec: DataSpec) -> None:
+        self.model.spec = spec
+
+    @final
+    def objective(self, batch: Any) -> Tensor:
+        """Loss plus weighted penalties of one forward pass, a scalar; what it cost goes to the meter.
+
+        Raises FloatingPointError where the result is not finite.
+        """
+        self.model.reseed(mix(self.seed, self.global_step))
+        with self.model.prepared(self.regularizers) as preparation:
+            output = self.model(batch)
+        loss, penalties = self.terms(output, batch, preparation)
+        total = loss + sum(self._weights()[name] * value for name, value in penalties.items())
+        if not math.isfinite(total.item()):
+            raise FloatingPointError(
+                f"expected a finite loss, got {total.item()} at step {self.global_step}; lower optimizer.lr, "
+                "set trainer.gradient_clip_val, or check the data's scale"
+            )
+        self._solutions = output.solutions
+        self.meter.add({"train/loss": loss, **{f"train/penalty/{k}": v for k, v in penalties.items()}})
+        self.meter.add(**cost(output.solutions, "train"))
+        return total
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.objective(batch)
+
+    def on_after_backward(self) -> None:
+        backward = [s.stats.backward_nfe[0] for s in self._solutions if s.stats.backward_nfe]
+        self.meter.add({"train/backward_nfe": float(sum(backward))})
+        self._solutions = ()
+
+    def on_validation_epoch_start(self) -> None:
+        self._averages = Averages()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._averages = Averages()
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.model.parameters())
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "monitor": "val/loss"}}
+
+    @final
+    def terms(self, output: Output, batch: Any, preparation: Preparation) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and each regularizer's unweighted penalty, of a forward pass under `preparation`."""
+        penalties = {
+            name: regularizer.penalty(self.model, output, batch, preparation.solved[name])
+            for name, regularizer in self.regularizers.items()
+        }
+        return self.loss(output, batch), penalties
+
+    def _weights(self) -> dict[str, float]:
+        steps = self.trainer.estimated_stepping_batches
+        progress = min(self.global_step / steps, 1.0) if math.isfinite(steps) and steps > 0 else 0.0
+        return {name: regularizer.weight_at(progress) for name, regularizer in self.regularizers.items()}
+
+    def _evaluate(self, batch: Any) -> None:
+        self.model.reseed(mix(self.seed, EVALUATION))
+        output = self.model(batch)
+        rows = len(batch.index)
+        self._averages.add({"loss": Weighted(self.loss(output, batch)[None], torch.tensor([float(rows)]))})
+        self._averages.add(self.metrics(output, batch))
+        nfe = [solution.stats.nfe.double().mean() for solution in output.solutions]
+        if nfe:
+            self._averages.add({"nfe": torch.stack(nfe).sum()})
+
+    def _report(self, split: str) -> None:
+        values = self._averages.reduced(self.trainer.strategy).compute()
+        for name, value in values.items():
+            self.log(f"{split}/{name}", value, logger=False, batch_size=1)
+
+
+EVALUATION = 0x5EED  # in place of a training step's number in the noise seed of evaluations
+
+
+def cost(solutions: Iterable[Solution], split: str) -> dict[str, dict[str, Tensor]]:
+    """What solves cost: evaluations and steps summed over solves, averaged over rows; the worst error ratio.
+
+    Gives `values` (averaged over steps) and `maxima` as the meter takes them.
+    """
+    values: dict[str, Tensor] = {}
+    maxima: dict[str, Tensor] = {}
+    for solution in solutions:
+        stats = solution.stats
+        for name, count in (("nfe", stats.nfe), ("accepted", stats.accepted), ("rejected", stats.rejected)):
+            key = f"{split}/{name}"
+            values[key] = values.get(key, 0) + count.double().mean()
+        if stats.error is not None and stats.error.numel():
+            worst, key = stats.error.detach().max(), f"{split}/worst_error"
+            maxima[key] = torch.maximum(maxima[key], worst) if key in maxima else worst
+    return {"values": values, "maxima": maxima}

@@ -1,0 +1,123 @@
+"""Tasks on series: to continue them, to fill them in, to classify or regress them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor, nn
+
+from ndeflow import plots
+from ndeflow.contracts import Batch, Output, Regularizer
+from ndeflow.metrics import Weighted
+from ndeflow.models.base import Model
+from ndeflow.tasks.base import Optimizer, Scheduler, Task
+from ndeflow.tasks.losses import SeriesLoss, SquaredError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class SeriesTask(Task):
+    """A prediction for every time of a series, judged where values were observed but not seen by the model."""
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        *,
+        criterion: SeriesLoss | None = None,
+        regularizers: Mapping[str, Regularizer] | None = None,
+        scheduler: Scheduler | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, optimizer, regularizers=regularizers, scheduler=scheduler, seed=seed)
+        self.criterion = criterion or SquaredError()
+
+    def metrics(self, output: Output, batch: Batch) -> dict[str, Tensor | Weighted]:
+        return dict(self.criterion.metrics(output, batch.ys, batch.scored.to(batch.ys.dtype), self.spec))
+
+    def figures(self, output: Output, batch: Batch) -> dict[str, Figure]:
+        made = {"predictions": plots.predictions(batch, output.prediction, self.spec, draws=output.draws)}
+        if batch.ys.shape[-1] >= 2:
+            made["phase_portrait"] = plots.phase_portrait(batch, output.prediction, self.spec, draws=output.draws)
+        if output.draws:
+            made["calibration"] = plots.calibration(output.prediction, batch.ys, batch.scored)
+        return made
+
+
+@final
+class Forecasting(SeriesTask):
+    """Continue a series: trained and judged on the observed values that the model may not see."""
+
+    def loss(self, output: Output, batch: Batch) -> Tensor:
+        return self.criterion(output, batch.ys, batch.scored.to(batch.ys.dtype), self.spec)
+
+
+@final
+class Interpolation(SeriesTask):
+    """Fill in a series: trained to reproduce every observed value, judged on those that the model may not see."""
+
+    def loss(self, output: Output, batch: Batch) -> Tensor:
+        return self.criterion(output, batch.ys, batch.mask.to(batch.ys.dtype), self.spec)
+
+
+@final
+class Classification(Task):
+    """A class for every series: cross-entropy of logits (B, K); with draws (S, B, K), of their mean probability.
+
+    balanced: weight classes by their inverse frequency in the training data.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        *,
+        balanced: bool = False,
+        regularizers: Mapping[str, Regularizer] | None = None,
+        scheduler: Scheduler | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, optimizer, regularizers=regularizers, scheduler=scheduler, seed=seed)
+        self.balanced = balanced
+
+    def loss(self, output: Output, batch: Batch) -> Tensor:
+        weight = output.prediction.new_tensor(self.spec.class_weights) if self.balanced else None
+        return nn.functional.nll_loss(log_probabilities(output), batch.target, weight=weight)
+
+    def metrics(self, output: Output, batch: Batch) -> dict[str, Tensor | Weighted]:
+        logp = log_probabilities(output)
+        return {
+            "accuracy": (logp.argmax(dim=-1) == batch.target).to(logp.dtype),
+            "nll": -logp.gather(1, batch.target[:, None]).squeeze(1),
+        }
+
+    def figures(self, output: Output, batch: Batch) -> dict[str, Figure]:
+        predicted = log_probabilities(output).argmax(dim=-1)
+        return {"confusion_matrix": plots.confusion_matrix(batch.target, predicted, self.spec.classes)}
+
+
+@final
+class Regression(Task):
+    """A number, or K of them, for every series: mean squared error of predictions (B, K); draws are averaged."""
+
+    def loss(self, output: Output, batch: Batch) -> Tensor:
+        return self._squares(output, batch).mean()
+
+    def metrics(self, output: Output, batch: Batch) -> dict[str, Tensor | Weighted]:
+        squares = self._squares(output, batch)
+        return {"rmse": Weighted(squares, torch.ones_like(squares), root=True)}
+
+    def _squares(self, output: Output, batch: Batch) -> Tensor:
+        mean = output.prediction.mean(dim=0) if output.draws else output.prediction
+        return (mean - batch.target.reshape(mean.shape)).square()
+
+
+def log_probabilities(output: Output) -> Tensor:
+    """(B, K) from logits (B, K), or the logarithm of the mean probability of draws (S, B, K)."""
+    logp = output.prediction.log_softmax(dim=-1)
+    if not output.draws:
+        return logp
+    return logp.logsumexp(dim=0) - torch.log(logp.new_tensor(float(len(logp))))

@@ -1,0 +1,1 @@
+"""What stands around Lightning's Trainer: meters, tables, checkpoints, interruption, progress, trackers."""

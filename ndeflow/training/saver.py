@@ -1,0 +1,123 @@
+"""How the Trainer saves a run, and when, so that it can be resumed exactly."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from ndeflow.training.checkpoints import FORMAT, KEY, checksum_file, read_checkpoint, write_checkpoint
+from ndeflow.training.table import TableLogger
+
+LAST = "last.ckpt"
+
+
+@final
+class AtomicIO(TorchCheckpointIO):
+    """How the Trainer writes and reads checkpoints: `Trainer(plugins=[AtomicIO(...)])`.
+
+    identity: what is needed to use the weights (configuration, what the data were), plain values; put into every
+    checkpoint, weights-only ones included, as checkpoint["ndeflow"], beside the format number.
+    """
+
+    def __init__(self, identity: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.identity = dict(identity or {})
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the checkpoint and its checksum. Raises OSError when it can not; the old files are then intact."""
+        checkpoint[KEY] = {"format": FORMAT, **self.identity, **checkpoint.get(KEY, {})}
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """As `read_checkpoint`; nothing but plain values and tensors is ever loaded."""
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        for file in (Path(path), checksum_file(Path(path))):
+            file.unlink(missing_ok=True)
+
+
+def best_checkpoint(folder: Path, monitor: str = "val/loss", mode: str = "min") -> ModelCheckpoint:
+    """The callback that keeps the weights of the best validation so far as best.ckpt."""
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename="best",
+        monitor=monitor,
+        mode=mode,
+        save_weights_only=True,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+
+
+@final
+class Saver(Callback):
+    """Writes last.ckpt at the start of a training batch, the one place from which Lightning resumes exactly.
+
+    It does so at the first batch, every `every_seconds`, and wherever validation or the end of the epoch follows the
+    batch; where that would take more than a twentieth of the time (epochs of one short step), as often as it does not.
+    Loggers are saved first, so that the files on disk are never behind the checkpoint; on resuming, rows of the
+    table that are ahead of it are dropped.
+    """
+
+    def __init__(self, folder: Path | str, every_seconds: float = 60.0) -> None:
+        if every_seconds < 0:
+            raise ValueError(f"expected every_seconds >= 0 between checkpoints, got {every_seconds}; 60 is usual")
+        self.path, self.every_seconds = Path(folder) / LAST, every_seconds
+        self._saved_at, self._cost = float("-inf"), 0.0
+        self._buffers: list[tuple[Tensor, int]] = []  # with their versions at the start of the batch
+        self.at_boundary = False  # are there no gradients of earlier batches, which a checkpoint would lack?
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._buffers = [(buffer, 0) for buffer in pl_module.buffers()]
+        for logger in trainer.loggers:
+            if isinstance(logger, TableLogger):
+                logger.rewind(trainer.global_step)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._buffers = [(buffer, _version(buffer)) for buffer, _ in self._buffers]
+        self.at_boundary = batch_idx % trainer.accumulate_grad_batches == 0
+        if self.at_boundary and trainer.strategy.reduce_boolean_decision(self._due(trainer, batch_idx), all=False):
+            self.save(trainer)
+
+    def unchanged(self, pl_module: pl.LightningModule) -> bool:
+        """Whether, before the optimizer step, the state is that of the batch's start: a forward pass changes buffers
+        in some modules (batch normalisation)."""
+        now = list(pl_module.buffers())
+        same = all(a is b and _version(b) == version for (a, version), b in zip(self._buffers, now, strict=False))
+        return self.at_boundary and len(now) == len(self._buffers) and same
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Save the loggers, then the checkpoint. To be called on every process."""
+        start = time.perf_counter()
+        for logger in trainer.loggers:
+            logger.save()
+        trainer.save_checkpoint(self.path)
+        self._saved_at = time.perf_counter()
+        self._cost = self._saved_at - start
+
+    def _due(self, trainer: pl.Trainer, batch_idx: int) -> bool:
+        since = time.perf_counter() - self._saved_at
+        return since >= self.every_seconds or (since >= 20 * self._cost and pause_follows(trainer, batch_idx))
+
+
+def _version(buffer: Tensor) -> int:
+    return 0 if buffer.is_inference() else buffer._version
+
+
+def pause_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether validation or the end of the epoch follows this training batch: nothing can be saved there."""
+    per_epoch = trainer.check_val_every_n_epoch is not None
+    done = batch_idx if per_epoch else trainer.fit_loop.epoch_loop.total_batch_idx
+    validates = trainer.enable_validation and (done + 1) % (trainer.val_check_batch or math.inf) == 0
+    return validates or batch_idx + 1 == trainer.num_training_batches

@@ -1,0 +1,98 @@
+#!/usr/bin/env python
+"""Kill a training run with SIGKILL at random moments, resume it each time, and compare it with an undisturbed one.
+
+    python scripts/kill_resume.py [--kills 20] [--recipe quickstart] [key=value ...]
+
+Prints one line a kill and exits 0 only if weights and metrics (times apart) agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+TIMES = "time/"  # columns that measure this machine rather than the run
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "ndeflow.train", *overrides]
+
+
+def run_to_end(*overrides: str) -> float:
+    """Seconds that the run took; raises CalledProcessError where it fails."""
+    start = time.monotonic()
+    subprocess.run(command(*overrides), check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - start
+
+
+def run_and_kill(after: float, *overrides: str) -> bool:
+    """True where the run was killed, False where it had ended by itself before."""
+    process = subprocess.Popen(command(*overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(timeout=after)
+        return False
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+
+
+def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in csv.DictReader(file)]
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs between two run folders."""
+    found = []
+    for name in ("last", "best"):
+        a, b = weights(one, name), weights(other, name)
+        found += [f"{name}.ckpt: {k}" for k in a if not torch.equal(a[k], b[k])]
+    if rows(one) != rows(other):
+        found.append("metrics.csv")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--recipe", default="quickstart")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        calm, killed = Path(folder, "calm"), Path(folder, "killed")
+        start = [f"recipe={options.recipe}", *options.overrides]
+        seconds = run_to_end(*start, f"run_dir={calm}")
+        print(f"undisturbed run: {seconds:.1f} s")
+        kills = 0
+        while kills < options.kills:
+            resumable = (killed / "checkpoints" / "last.ckpt").exists()
+            again = [f"resume={killed}"] if resumable else [*start, f"run_dir={killed}"]
+            if not run_and_kill(rng.uniform(0.2, 1.0) * seconds, *again):
+                break
+            kills += 1
+            print(f"kill {kills}: {'resumed' if resumable else 'started'}", flush=True)
+        run_to_end(f"resume={killed}")
+        found = differences(calm, killed)
+        print("identical" if not found else "DIFFERENT: " + ", ".join(found), f"after {kills} kills")
+        return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

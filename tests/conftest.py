@@ -1,0 +1,13 @@
+"""Settings of every test: one thread, so that figures repeat, and no figure window."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import torch
+
+torch.set_num_threads(1)

@@ -1,0 +1,73 @@
+"""Windows of the monthly sea surface temperature."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from ndeflow.data import ElNino, MissingData
+
+
+@pytest.mark.parametrize(
+    ("lead", "climatology", "persisted", "damped"),
+    [(1, 1.230, 0.495, 0.484), (3, 1.236, 0.977, 0.897), (6, 1.242, 1.297, 1.111)],
+)
+def test_references(lead: int, climatology: float, persisted: float, damped: float) -> None:
+    assert ElNino(lead=lead).references() == pytest.approx({
+        "reference/climatology_rmse": climatology,
+        "reference/persisted_anomaly_rmse": persisted,
+        "reference/damped_anomaly_rmse": damped,
+    }, abs=6e-4)  # fmt: skip
+
+
+def test_windows_are_scored_at_the_lead_alone() -> None:
+    data = ElNino(context=12, lead=3, standardise=False)
+    months = data.months().float()
+    assert data.train.ts[0].tolist() == [*range(12), 14]
+    assert data.train.scored.any(dim=-1).sum(dim=1).eq(1).all() and data.train.scored[:, -1].all()
+    torch.testing.assert_close(data.train.ys[5, :, 0], months[[*range(5, 17), 19]])
+    assert data.train.inputs is not None
+    angle = 2 * math.pi * (19 % 12) / 12
+    torch.testing.assert_close(data.train.inputs[5], torch.tensor([math.sin(angle), math.cos(angle)]))
+
+
+def test_splits_do_not_share_scored_months() -> None:
+    data = ElNino(context=24, lead=3, standardise=False)
+    months = data.months().float()
+    sizes = [len(batch.index) for batch in (data.train, data.val, data.test)]
+    assert sizes == [36 * 12 - 24 - 2, 9 * 12 - 3, 16 * 12 - 3]
+    assert data.train.ys[-1, -1, 0] == months[36 * 12 - 1]
+    assert data.val.ys[0, -1, 0] == months[36 * 12 + 3] and data.val.ys[-1, -1, 0] == months[45 * 12 - 1]
+    assert data.test.ys[0, -1, 0] == months[45 * 12 + 3] and data.test.ys[-1, -1, 0] == months[-1]
+
+
+def test_climatology_is_the_score_of_the_windows_themselves() -> None:
+    data = ElNino(standardise=False)
+    climate = data.months()[: 45 * 12].unflatten(0, (-1, 12)).mean(dim=0)
+    months = torch.arange(45 * 12 + 3, 61 * 12) % 12
+    error = data.test.ys[:, -1, 0].double() - climate[months]
+    assert float(error.square().mean().sqrt()) == pytest.approx(1.236, abs=6e-4)
+
+
+def test_an_absent_file_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MissingData, match="run: pip install statsmodels"):
+        ElNino(path=tmp_path / "elnino.csv").setup()
+    monkeypatch.setattr("ndeflow.data.notices.find_spec", lambda name: None)
+    with pytest.raises(MissingData, match="run: pip install statsmodels"):
+        ElNino().setup()
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.csv"
+    path.write_text("year,jan\n1950,1\n1951,2\n")
+    with pytest.raises(ValueError, match="expected a year and 12 months a row"):
+        ElNino(path=path).setup()
+
+
+@pytest.mark.parametrize("options", [{"lead": 0}, {"validation_years": 45}, {"train_years": 61}, {"context": 500}])
+def test_options_that_cannot_be(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        ElNino(**options).setup()

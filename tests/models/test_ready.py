@@ -1,0 +1,121 @@
+"""Every ready model: shapes, gradients, blindness to what it may not see, noise keyed by row."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ndeflow.models import CDEClassifier, ODEClassifier, ODEForecaster, ODEInterpolator, SDEClassifier, SDEForecaster
+from ndeflow.numerics.adjoint import Checkpointed
+from ndeflow.numerics.fixed import FixedRungeKutta
+from ndeflow.numerics.stochastic import Stochastic
+from tests.models.series import irregular_batch, take
+
+SMALL = {"hidden": 4, "width": 8}
+MODELS = {
+    "cde": lambda **k: CDEClassifier(2, 3, solver=FixedRungeKutta("midpoint"), **SMALL, **k),
+    "cde_counts": lambda **k: CDEClassifier(2, 3, counts=True, solver=FixedRungeKutta("rk4"), **SMALL, **k),
+    "ode": lambda **k: ODEClassifier(2, 3, solver=FixedRungeKutta("midpoint"), **SMALL, **k),
+    "ode_adaptive": lambda **k: ODEClassifier(2, 3, **SMALL, **k),
+    "sde": lambda **k: SDEClassifier(2, 3, draws=2, eval_draws=3, solver=Stochastic(), **SMALL, **k),
+    "forecaster": lambda **k: ODEForecaster(2, **SMALL, **k),
+    "interpolator": lambda **k: ODEInterpolator(2, **SMALL, **k),
+    "sde_forecaster": lambda **k: SDEForecaster(2, draws=2, eval_draws=3, solver=Stochastic("euler", 2), **SMALL, **k),
+}
+STOCHASTIC = {"sde", "sde_forecaster"}
+
+
+@pytest.fixture(params=MODELS)
+def name(request):
+    return request.param
+
+
+def made(name, **options):
+    torch.manual_seed(1)
+    return MODELS[name](**options)
+
+
+def test_predictions_have_the_shape_of_their_kind(name):
+    batch, model = irregular_batch(), made(name)
+    expected = batch.ys.shape if "forecaster" in name or name == "interpolator" else (5, 3)
+    for training, draws in ((True, 2), (False, 3)):
+        output = model.train(training)(batch)
+        assert output.draws == (name in STOCHASTIC)
+        assert output.prediction.shape == ((draws, *expected) if output.draws else expected)
+
+
+def test_every_parameter_gets_a_finite_gradient(name):
+    model = made(name)
+    model(irregular_batch()).prediction.square().mean().backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all()
+
+
+def test_unseen_values_never_change_the_answer(name):
+    batch, model = irregular_batch(), made(name).eval()
+    blind = batch._replace(ys=torch.where(batch.seen, batch.ys, torch.nan))
+    model.reseed(3)
+    expected = model(batch).prediction
+    model.reseed(3)
+    torch.testing.assert_close(model(blind).prediction, expected, rtol=0, atol=0)
+
+
+def test_a_row_does_not_depend_on_the_rest_of_its_batch(name):
+    if name == "ode_adaptive" or (name in ("forecaster", "interpolator")):
+        solver = FixedRungeKutta("rk4", 2)
+    else:
+        solver = None
+    model, batch = made(name), irregular_batch()
+    model.eval()
+    model.solver = solver or model.solver
+    model.reseed(3)
+    together = model(batch).prediction
+    model.reseed(3)
+    alone = model(take(batch, [2])).prediction
+    rows = 1 if name in STOCHASTIC else 0
+    torch.testing.assert_close(alone.squeeze(rows), together.select(rows, 2), rtol=1e-5, atol=1e-6)
+
+
+def test_draws_differ_and_repeat_with_the_seed():
+    model, batch = made("sde_forecaster").eval(), irregular_batch()
+    model.reseed(1)
+    first = model(batch).prediction
+    model.reseed(1)
+    again = model(batch).prediction
+    model.reseed(2)
+    other = model(batch).prediction
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert (first[0] - first[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["cde", "sde_forecaster", "forecaster"])
+def test_checkpointed_gradients_are_the_direct_ones(name):
+    batch, grads = irregular_batch(), []
+    for options in ({}, {"adjoint": Checkpointed()}):
+        model = made(name, **options).double()
+        model(batch._replace(ys=batch.ys.double())).prediction.square().mean().backward()
+        grads.append([p.grad for p in model.parameters()])
+    for direct, checkpointed in zip(*grads, strict=True):
+        torch.testing.assert_close(checkpointed, direct, rtol=1e-10, atol=1e-12)
+
+
+def test_a_copy_is_independent():
+    model = made("forecaster")
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    batch = irregular_batch()
+    assert twin(batch).prediction.abs().max() == 0
+    assert model(batch).prediction.abs().max() > 0
+    assert isinstance(twin.dynamics, nn.Module) and twin.dynamics.model is twin
+
+
+def test_forecasts_start_at_the_last_seen_time():
+    model, batch = made("forecaster").eval(), irregular_batch()
+    last = (batch.seen.any(-1) * torch.arange(batch.ts.shape[1])).amax(1)
+    prediction = model(batch).prediction
+    for row, n in enumerate(last.tolist()):
+        torch.testing.assert_close(prediction[row, : n + 1], prediction[row, n].expand(n + 1, -1))

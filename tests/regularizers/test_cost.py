@@ -1,0 +1,97 @@
+"""The error penalty is the formula, its gradient ignores step sizes, and what cannot work is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from ndeflow.contracts import Output, Solved
+from ndeflow.models import ODEForecaster
+from ndeflow.numerics.adjoint import Checkpointed
+from ndeflow.numerics.backsolve import Backsolve
+from ndeflow.numerics.explicit import RungeKutta
+from ndeflow.numerics.fixed import FixedRungeKutta
+from ndeflow.numerics.solve import solve
+from ndeflow.regularizers import GlobalError
+from tests.models.series import irregular_batch
+
+
+def solved(adjoint=None):
+    torch.manual_seed(0)
+    field = Net()
+    y0 = torch.randn(6, 2, dtype=torch.float64)
+    solution = solve(field, y0, torch.tensor([0.0, 2.0], dtype=torch.float64), solver=RungeKutta(), adjoint=adjoint)
+    return field, solution
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2)).double()
+
+    def forward(self, t, y):
+        return 3 * self.net(y)
+
+
+def penalty(solution, aggregate="sum"):
+    regularizer = GlobalError(aggregate=aggregate)
+    return regularizer.penalty(nn.Identity(), Output(solution.ys), None, [Solved(solution, range(0), range(0))])
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "mean", "max"])
+def test_penalty_is_the_formula(aggregate):
+    _, solution = solved()
+    stats = solution.stats
+    terms = stats.error.square().mean(0).sqrt() * stats.steps[0].abs()
+    expected = {"sum": terms.sum, "mean": terms.mean, "max": terms.max}[aggregate]()
+    torch.testing.assert_close(penalty(solution, aggregate), expected)
+
+
+def test_gradient_is_the_same_under_checkpointing_and_not_zero():
+    grads = []
+    for adjoint in (None, Checkpointed()):
+        field, solution = solved(adjoint)
+        penalty(solution).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in field.parameters()]))
+    assert grads[0].norm() > 1e-6
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-9, atol=1e-12)
+
+
+def test_one_descent_step_on_a_frozen_mesh_lowers_the_error():
+    field, solution = solved()
+    before = penalty(solution)
+    before.backward()
+    with torch.no_grad():
+        norm = nn.utils.get_total_norm([p.grad for p in field.parameters()])
+        for p in field.parameters():
+            p -= 0.01 * p.grad / norm
+    mesh = solution.stats.times[0].tolist(), solution.stats.steps[0].tolist()
+    y, total, solver = solution.problem.y0, 0.0, RungeKutta()
+    with torch.no_grad():
+        for t, h in zip(*mesh, strict=True):
+            step = solver.step(solution.problem, torch.tensor(t).double(), y, torch.tensor(h).double())
+            total += step.ratio.square().mean().sqrt().item() * h
+            y = step.y
+    assert total < before.item() - 0.005 * norm.item()
+
+
+def test_adjoints_and_solvers_without_error_gradients_are_refused_with_the_cure():
+    with pytest.raises(ValueError, match="use adjoint=direct or adjoint=checkpointed"):
+        GlobalError().check(ODEForecaster(2, adjoint=Backsolve()))
+    with pytest.raises(ValueError, match="use an adaptive"):
+        GlobalError().check(ODEForecaster(2, solver=FixedRungeKutta()))
+
+
+def test_a_model_forward_pass_is_penalised():
+    model = ODEForecaster(2, hidden=4, width=8)
+    regularizer = GlobalError()
+    batch = irregular_batch()
+    with model.prepared({"error": regularizer}) as preparation:
+        output = model(batch)
+    value = regularizer.penalty(model, output, batch, preparation.solved["error"])
+    value.backward()
+    assert value > 0 and all(p.grad is not None for p in model.velocity.parameters())
+
+
+def test_unknown_aggregates_are_refused():
+    with pytest.raises(ValueError, match="expected aggregate"):
+        GlobalError(aggregate="median")

@@ -1,0 +1,38 @@
+"""Stand-ins that make the loop's decisions visible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ndeflow.numerics.explicit import RungeKutta
+from ndeflow.numerics.solution import Step
+from ndeflow.numerics.system import System
+
+
+@dataclass(frozen=True)
+class Scripted(RungeKutta):
+    """Takes steps of dy/dt = 1 whose error ratios are read from a script, then 0.5; `taken` lists (t, h)."""
+
+    script: tuple[float, ...] = ()
+    first: float = 0.1
+    taken: Any = None
+
+    def _first_step(self, leg: System, z: Tensor, slope: Tensor) -> float:
+        return self.first
+
+    def advance(
+        self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any = None, noise: Tensor | None = None
+    ) -> Step:
+        n = len(self.taken)
+        self.taken.append((t.item(), h.item()))
+        ratio = z.new_full((len(z),), self.script[n] if n < len(self.script) else 0.5)
+        return Step(z + h, None, ratio, None, z + h / 2 if system.dense else None, torch.ones_like(z))
+
+
+def ones(t: Tensor, y: Tensor) -> Tensor:
+    """dy/dt = 1."""
+    return torch.ones_like(y)
