@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, final
 
 import torch
@@ -108,31 +108,6 @@ def energy_score(draws: Tensor, ys: Tensor) -> Tensor:
     first, second = torch.triu_indices(count, count, offset=1, device=draws.device)
     spread = _length(draws[first] - draws[second]).sum(dim=0) / (count * (count - 1))
     return _length(draws - ys).mean(dim=0) - spread
-
-
-def quantiles(draws: Tensor, levels: Sequence[float]) -> Tensor:
-    """Quantiles over draws at position p (S + 1) of the sorted draws, linear between them, clamped to their range.
-
-    One more draw from the same distribution falls below the p-quantile with probability p exactly where p (S + 1) is
-    an integer from 1 to S (Weibull 1939; type 6 of Hyndman & Fan 1996).
-
-    draws: (S, *shape). levels: L numbers in [0, 1] -> (L, *shape).
-    """
-    ordered, count = draws.sort(dim=0).values, len(draws)
-    places = [min(max(level * (count + 1) - 1, 0.0), count - 1.0) for level in levels]
-    return torch.stack([torch.lerp(ordered[int(p)], ordered[math.ceil(p)], p - int(p)) for p in places])
-
-
-def coverage(draws: Tensor, ys: Tensor, level: float = 0.9) -> Tensor:
-    """1 where a value lies in the central interval of its draws with probability `level`, else 0.
-
-    A calibrated forecast has mean `level`; with S < 2 / (1 - level) - 1 draws their whole range is still too narrow
-    and the mean at most (S - 1) / (S + 1).
-
-    draws: (S, *shape). ys: (*shape) -> (*shape), in the draws' dtype.
-    """
-    low, high = quantiles(draws, [(1 - level) / 2, (1 + level) / 2])
-    return ((ys >= low) & (ys <= high)).to(draws.dtype)
 
 
 def gaussian_nll(mean: Tensor, std: Tensor, ys: Tensor) -> Tensor:

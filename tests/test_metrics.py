@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from ndeflow.metrics import Averages, Weighted, coverage, crps, energy_score, gaussian_nll, quantiles
+from ndeflow.metrics import Averages, Weighted, crps, energy_score, gaussian_nll
+from ndeflow.numerics.draws import coverage, quantiles
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
 from ndeflow.numerics.field import SDE
+from ndeflow.numerics.foreign import Foreign
 from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.segments import Segments, wide
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
@@ -26,7 +27,8 @@ class Backsolve(Adjoint):
 
     The state is taken anew from the forward solve at every save time. The gradient is that of the exact solution,
     not of the discrete one; the loss may read states and integrals, not error and stiffness. Times, context,
-    integrands and rows with their own times are supported; not second derivatives, SDEs or other back ends.
+    integrands and rows with their own times are supported; not second derivatives, nor SDEs but through `TorchSDE`:
+    solvers of other libraries run their own adjoint.
 
     seminorm: leave the parameters' and the context's gradients, which nothing feeds on, out of the error norm.
     Kidger, Chen, Lyons 2021, "Hey, that's not an ODE". solver: of the backward solve; None: the forward solver.
@@ -39,6 +41,8 @@ class Backsolve(Adjoint):
     differentiable_stats: ClassVar[bool] = False
 
     def __call__(self, solver: Solver, problem: Problem) -> Solution:
+        if isinstance(solver, Foreign):
+            return solver.integrate_adjoint(problem, self.seminorm)
         if isinstance(problem.field, SDE):
             raise ValueError("expected an ODE for Backsolve, got an SDE; use Checkpointed(), or solver=TorchSDE()")
         if not isinstance(solver, Marching):
@@ -179,7 +183,7 @@ class AdjointEquation(System):
         self.a = a
         self.row = torch.cat([y.flatten(), system.state(a).flatten(), *(x.flatten() for x in totals)]).unsqueeze(0)
         self.sizes = [y.numel(), y.numel(), *(x.numel() for x in totals)]
-        self.width = 2 * y.numel() if seminorm else self.row.shape[1]
+        self.seminorm = seminorm
         edges = torch.arange(2, dtype=crossing.start.dtype, device=y.device)
         self.segments, self.dense, self.rows = Segments(edges), False, 1
 
@@ -192,7 +196,12 @@ class AdjointEquation(System):
         return self
 
     def judged(self, z: Tensor) -> Tensor:
-        return z[:, : self.width]
+        return z[:, : sum(self.sizes[:2])] if self.seminorm else z
+
+    def size(self, scaled: Tensor) -> Tensor:
+        """The largest of the root mean squares of state and adjoint and of each gradient: (1,)."""
+        parts = scaled.split([sum(self.sizes[:2]), *([] if self.seminorm else self.sizes[2:])], dim=1)
+        return torch.stack([System.size(self, part) for part in parts]).amax(dim=0)
 
     def row_moment(self, theta: float, dtheta: float, row: int) -> tuple[float, float]:
         start, length = self.start_column.flatten()[0].item(), self.length_column.flatten()[0].item()

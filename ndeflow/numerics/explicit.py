@@ -13,9 +13,10 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics.controllers import Controller, I
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.marching import Marching
+from ndeflow.numerics.norms import stacked_norms
 from ndeflow.numerics.segments import Segments, adaptive_segments
 from ndeflow.numerics.solution import SolveError, Step
-from ndeflow.numerics.stages import combine, hermite_mid, row_norms, stacked_norms, stages
+from ndeflow.numerics.stages import combine, hermite_mid, stages
 from ndeflow.numerics.system import System
 from ndeflow.numerics.tableaus import PAIRS, Tableau
 from ndeflow.numerics.trace import Node, Trace
@@ -91,11 +92,9 @@ class RungeKutta(Marching):
         t, h = t.to(dtype), h.to(dtype)
         ks, points = stages(system, tableau, t, z, h, carry)
         z1, error = points[-1], combine(tableau.error or (), ks) * h
-        scaled = self._scaled(system, z, z1, error)
+        ratio, stiffness = system.size(self._scaled(system, z, z1, error)), None
         if tableau.stiffness:
-            ratio, stiffness = _with_stiffness(scaled, *(map(system.judged, (*ks[-2:], *points[-2:]))))
-        else:
-            ratio, stiffness = row_norms(scaled) / math.sqrt(scaled[0].numel()), None
+            stiffness = _stiffness(*map(system.judged, (*ks[-2:], *points[-2:])))
         mid = None
         if system.dense and tableau.mid:
             mid = torch.addcmul(z, combine(tableau.mid, ks), h)
@@ -153,15 +152,14 @@ class RungeKutta(Marching):
         length = leg.length.to(z.dtype.to_real())
         rate = length * slope
         scale = leg.judged(z).abs() * self.rtol + self.atol
-        size = math.sqrt(leg.moving * scale[0].numel())
-        norms = [torch.linalg.vector_norm(leg.judged(x) / scale) for x in (z, rate)]
-        d0, d1 = (norm / size for norm in torch.stack(norms).tolist())
+        norms = [leg.size(leg.judged(x) / scale) for x in (z, rate)]
+        d0, d1 = torch.linalg.vector_norm(torch.stack(norms) / math.sqrt(leg.moving), dim=1).tolist()
         if not math.isfinite(d0 + d1):
             raise _non_finite_start(leg, slope, self)
         h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else min(1.0, 0.01 * d0 / d1)
         t, _ = leg.moment(h0, 0.0)
         change = length * (leg(t.to(length.dtype), z + h0 * rate) - slope)
-        d2 = torch.linalg.vector_norm(leg.judged(change) / scale).item() / size / h0
+        d2 = _mean_square(leg.size(leg.judged(change) / scale), leg.moving) ** 0.5 / h0
         steepest = max(d1, d2) if math.isfinite(d2) else math.inf
         h1 = max(1e-6, h0 * 1e-3) if steepest <= 1e-15 else (0.01 / steepest) ** (1 / (self.tableau.error_order + 1))
         return min(1.0, 100 * h0, max(h1, h0 * 1e-3))
@@ -192,12 +190,12 @@ def stiffness_floor(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps ** (2 / 3)
 
 
-def _with_stiffness(scaled: Tensor, k0: Tensor, k1: Tensor, g0: Tensor, g1: Tensor) -> tuple[Tensor, Tensor]:
-    """Root mean squares of `scaled`, and the stiffness of the last two stages; both (B,)."""
-    norms = stacked_norms(scaled, k1 - k0, g1 - g0, k1, g1)
-    floors = norms[3:].detach() * stiffness_floor(norms.dtype) + torch.finfo(norms.dtype).tiny
-    rise, run = torch.hypot(norms[1:3], floors).unbind()
-    return norms[0] / math.sqrt(scaled[0].numel()), rise / run
+def _stiffness(k0: Tensor, k1: Tensor, g0: Tensor, g1: Tensor) -> Tensor:
+    """|k1 - k0| / |g1 - g0| of each row with its floors: (B,)."""
+    norms = stacked_norms(k1 - k0, g1 - g0, k1, g1)
+    floors = norms[2:].detach() * stiffness_floor(norms.dtype) + torch.finfo(norms.dtype).tiny
+    rise, run = torch.hypot(norms[:2], floors).unbind()
+    return rise / run
 
 
 def _non_finite_start(leg: System, slope: Tensor, solver: RungeKutta) -> SolveError:

@@ -97,7 +97,8 @@ def adaptive_segments(problem: Problem) -> Segments:
 def fixed_segments(problem: Problem) -> Segments:
     """The save intervals, or the pieces of the control path; then raises ValueError for a save time between knots."""
     if path_of(problem.context) is None:
-        return Segments(wide(problem.ts).T.contiguous() if problem.ts.dim() == 2 else wide(problem.ts))
+        ts = wide(problem.ts).movedim(-1, 0)
+        return Segments(ts if len(ts) > 1 else torch.cat([ts, ts]))
     segments = adaptive_segments(problem)
     if segments.locate(problem.ts.detach()).interior:
         raise ValueError(

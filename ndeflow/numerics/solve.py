@@ -14,6 +14,7 @@ from ndeflow.numerics.brownian import Brownian
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE, leaves
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
+from ndeflow.numerics.stochastic import Stochastic
 
 
 def solve(
@@ -32,8 +33,9 @@ def solve(
     field: called as (t, y), or (t, y, context) where there is a context; gives dy (B, *state), or (dy, dq) with
     integrals' rates dq (B, K). An `SDE` for a stochastic equation. y0: (B, *state). ts: (T,) or (B, T), monotone
     in each row, repeats allowed; decreasing for an ODE backward in time. solver: None: `RungeKutta()`, for an
-    SDE `Stochastic()`. adjoint: None: `Direct()`. context: a tensor, a control path or a NamedTuple of them,
-    leaves (B, ...). integrands: pairs (module, own context) integrated beside the state. noise: an SDE's.
+    SDE `Stochastic(...)`. adjoint: None: `Direct()`. context: a tensor, a control path or a NamedTuple of them,
+    leaves (B, ...). integrands: pairs (module, own context) integrated beside the state. noise: an SDE's; None:
+    its seed is drawn from torch's default generator.
 
     Returns a `Solution` with ys (B, T, *state). Raises ValueError for arguments that do not fit together,
     SolveError for a solve that fails.
@@ -43,12 +45,10 @@ def solve(
 
 
 def default_solver(field: Any) -> Solver:
-    """`Stochastic()` for an SDE, `RungeKutta()` for any other field."""
+    """`RungeKutta()`, or for an SDE `Stochastic` with a method of its calculus: euler (Ito), heun (Stratonovich)."""
     if not isinstance(field, SDE):
         return RungeKutta()
-    from ndeflow.numerics.stochastic import Stochastic
-
-    return Stochastic()
+    return Stochastic("euler" if field.sde_type == "ito" else "heun")
 
 
 def pose(
@@ -78,6 +78,8 @@ def pose(
         if not isinstance(field, SDE):
             raise ValueError("expected noise for an SDE only, got it with an ODE; leave it out, or derive from SDE")
         noise.check(len(y0))
+    elif isinstance(field, SDE):
+        noise = Brownian.drawn()
     return Problem(field, y0, ts, context, tuple(integrands), noise)
 
 

@@ -40,14 +40,3 @@ def stages(
 def hermite_mid(z0: Tensor, z1: Tensor, h: Tensor, k0: Tensor, k1: Tensor) -> Tensor:
     """The cubic Hermite interpolant halfway: (z0 + z1) / 2 + h (k0 - k1) / 8."""
     return torch.addcmul((z0 + z1) / 2, k0 - k1, h, value=1 / 8)
-
-
-def row_norms(x: Tensor) -> Tensor:
-    """Euclidean norms over all but the first dimension, with gradient 0 where they are 0: (B,)."""
-    return torch.linalg.vector_norm(x if x.dim() == 2 else x.reshape(len(x), -1), dim=1)
-
-
-def stacked_norms(*xs: Tensor) -> Tensor:
-    """`row_norms` of several tensors of one shape: (len(xs), B)."""
-    stack = torch.stack(xs)
-    return torch.linalg.vector_norm(stack if stack.dim() == 3 else stack.reshape(*stack.shape[:2], -1), dim=2)

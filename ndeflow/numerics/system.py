@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Self
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics.field import SDE, with_piece
+from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.segments import Segments
 
 
@@ -44,6 +46,10 @@ class System(ABC):
     @abstractmethod
     def judged(self, z: Tensor) -> Tensor:
         """The part of a packed tensor that the error norm sees."""
+
+    def size(self, scaled: Tensor) -> Tensor:
+        """The root mean square of each row's judged part: (B,)."""
+        return row_norms(scaled) / math.sqrt(scaled[0].numel())
 
     @abstractmethod
     def at(self, segment: int) -> Self:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from ndeflow.metrics import coverage
+from ndeflow.numerics.draws import coverage
 from ndeflow.plots.style import BLUE, FAINT, INK, SKY, grid, styled
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def confusion_matrix(target: Tensor, predicted: Tensor, classes: Sequence[str]) 
     np.add.at(counts, (target.cpu().numpy(), predicted.cpu().numpy()), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(0.5 * size, 2.6), 9.0)
-    figure, axes = grid(1, 1, side + 1.8, side + 0.9, f"Confusion matrix: {np.trace(counts)} of {counts.sum()} right")
+    title = f"Confusion matrix: {np.trace(counts)} of {counts.sum()} right"
+    figure, axes = grid(1, 1, side + 1.8, side + 0.9, title, layout="compressed")
     panel = axes[0][0]
     image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     panel.grid(False)
@@ -38,16 +40,17 @@ def confusion_matrix(target: Tensor, predicted: Tensor, classes: Sequence[str]) 
         for (i, j), count in np.ndenumerate(counts):
             colour = "white" if shares[i, j] > 0.55 else INK if count else "#C0C0C0"
             panel.text(j, i, str(count), ha="center", va="center", color=colour)
-    bar = figure.colorbar(image, ax=panel, label="share of the true class", shrink=0.8)
-    bar.outline.set_visible(False)
+    bar = figure.colorbar(image, ax=panel, label="share of the true class")
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     return figure
 
 
 def _name(panel: Axes, classes: Sequence[str]) -> None:
-    places = range(0, len(classes), max(1, len(classes) // 40))
+    places = range(0, len(classes), math.ceil(len(classes) / 30))
     names = [classes[i] for i in places]
-    slanted = max(map(len, names)) > 3
-    panel.set_xticks(places, names, rotation=45 if slanted else 0, ha="right" if slanted else "center")
+    upright = max(map(len, names)) <= 3 and len(names) <= NUMBERED
+    panel.set_xticks(places, names, rotation=0 if upright else 60, ha="center" if upright else "right",
+                     rotation_mode="anchor" if not upright else None)  # fmt: skip
     panel.set_yticks(places, names)
     panel.set(xlabel="predicted", ylabel="true")
     panel.tick_params(length=0)
@@ -76,7 +79,7 @@ def calibration(prediction: Tensor, ys: Tensor, scored: Tensor) -> Figure:
     panel.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--", label="calibrated")
     panel.plot(nominal, covered, "o-", color=BLUE, markersize=4, label="forecast")
     at = LEVELS.index(0.05 * 18)
-    text = f"the 90 % interval covers {covered[at]:.0%}\nof {count} values" if count else "no values"
+    text = f"the 90 % interval covers {100 * covered[at]:.0f} %\nof {count} values" if count else "no values"
     panel.text(0.97, 0.05, text, transform=panel.transAxes, ha="right")
     panel.set(xlabel="probability of the interval", ylabel="share of values inside", xlim=(0, 1), ylim=(0, 1))
     panel.set_aspect("equal")

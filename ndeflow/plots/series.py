@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ndeflow.contracts import Batch, DataSpec
+from ndeflow.numerics.draws import quantiles
 from ndeflow.plots.style import BLUE, CYCLE, FAINT, INK, ORANGE, grid, legend_below, styled
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def phase_portrait(batch: Batch, prediction: Tensor, spec: DataSpec, *, rows: in
     figure, axes = grid(1, 1, 5.4, 4.6, "Phase portrait")
     panel = axes[0][0]
     for row, colour in zip(series, CYCLE * len(series), strict=False):
+        for draw in row.draws[: THREADS // len(series)] if draws else ():
+            panel.plot(draw[:, 0], draw[:, 1], color=colour, linewidth=0.6, alpha=0.3)
         _path(panel, row, colour, named=len(series) > 1)
     panel.plot([], [], color=INK, label="predicted")
     panel.plot([], [], "D", color=INK, markersize=6, label="start")
@@ -80,8 +82,6 @@ def phase_portrait(batch: Batch, prediction: Tensor, spec: DataSpec, *, rows: in
 
 def _path(panel: Axes, row: _Row, colour: str, *, named: bool) -> None:
     middle = np.median(row.draws, axis=0)
-    for draw in row.draws[:THREADS] if len(row.draws) > 1 else ():
-        panel.plot(draw[:, 0], draw[:, 1], color=colour, linewidth=0.6, alpha=0.3)
     panel.plot(middle[:, 0], middle[:, 1], color=colour, label=row.name if named else None)
     panel.plot(middle[0, 0], middle[0, 1], "D", color=colour, markersize=6)
     for mark, face in ((row.seen, colour), (row.scored, "white")):
@@ -93,7 +93,7 @@ def _path(panel: Axes, row: _Row, colour: str, *, named: bool) -> None:
 
 def _prediction(panel: Axes, row: _Row, c: int) -> None:
     if len(row.draws) > 1:
-        edges = np.quantile(row.draws[..., c], [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
+        edges = quantiles(torch.from_numpy(row.draws[..., c]), [0.05, 0.25, 0.5, 0.75, 0.95]).numpy()
         panel.fill_between(row.times, edges[0], edges[4], color=BLUE, alpha=0.15, linewidth=0, label="90 % of draws")
         panel.fill_between(row.times, edges[1], edges[3], color=BLUE, alpha=0.3, linewidth=0, label="50 % of draws")
         panel.plot(row.times, edges[2], color=BLUE, label="median of draws")
@@ -110,9 +110,9 @@ def _prediction(panel: Axes, row: _Row, c: int) -> None:
         panel.axvline(start, color=FAINT, linewidth=1, linestyle="--", label="forecast starts")
 
 
-def _forecast_start(row: _Row) -> np.ndarray | None:
-    """The last time read, where everything held back comes later; not where only one time is read."""
-    read, held = row.seen.any(axis=1).nonzero()[0], row.scored.any(axis=1).nonzero()[0]
+def _forecast_start(row: _Row) -> Any:
+    """The last time read, where everything held back comes later, else None; also where only one time is read."""
+    read, held = (np.flatnonzero(mark.any(axis=1)) for mark in (row.seen, row.scored))
     return row.times[read[-1]] if len(read) > 1 and len(held) and held[0] > read[-1] else None
 
 

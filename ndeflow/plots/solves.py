@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ndeflow.numerics.solution import Solution
-from ndeflow.plots.style import BLUE, FAINT, GREEN, ORANGE, legend_below, panels, styled
+from ndeflow.plots.style import BLUE, FAINT, GREEN, ORANGE, legend_below, panels, set_scale, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,8 @@ def mesh(solution: Solution, row: int = 0) -> Figure:
     _steps(axes[0], starts, sizes)
     for panel, (name, values, colour) in zip(axes[1:], known, strict=True):
         panel.plot(starts + sizes / 2, values, "o-", color=colour, markersize=3.5, linewidth=1)
-        panel.set(title=name, yscale="log" if (values > 0).any() else "linear")
+        panel.set_title(name)
+        set_scale(panel.yaxis, values)
         if name.startswith("local"):
             panel.axhline(1.0, color=FAINT, linewidth=1, linestyle="--", label="tolerance")
     axes[-1].set_xlabel("time")
@@ -45,4 +46,5 @@ def _steps(panel: Axes, starts: np.ndarray, sizes: np.ndarray) -> None:
     """Each step as a level line from its start to its end."""
     panel.hlines(abs(sizes), starts, starts + sizes, color=BLUE, linewidth=2.2)
     panel.plot(starts + sizes / 2, abs(sizes), ".", color=BLUE, markersize=4)
-    panel.set(title="step size", yscale="log" if len(sizes) else "linear")
+    panel.set_title("step size")
+    set_scale(panel.yaxis, abs(sizes))

@@ -11,6 +11,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import YAxis
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PINK, SKY, AMBER = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
@@ -18,7 +19,6 @@ CYCLE = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY)
 INK, FAINT = "#222222", "#8A8A8A"
 RC: dict[str, Any] = {
     "figure.dpi": 100,
-    "figure.constrained_layout.use": True,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "font.size": 9.5,
@@ -40,6 +40,7 @@ RC: dict[str, Any] = {
     "ytick.labelcolor": INK,
     "lines.linewidth": 1.7,
     "lines.solid_capstyle": "round",
+    "date.converter": "concise",
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
@@ -50,22 +51,21 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> Figure:
-        import matplotlib
-        from matplotlib import rc_context
+        from matplotlib import style
 
-        with rc_context({**matplotlib.rcParamsDefault, "backend": matplotlib.rcParams["backend"], **RC}):
+        with style.context(["default", RC]):
             return draw(*args, **kwargs)
 
     return drawn
 
 
 def grid(
-    rows: int, columns: int, width: float, height: float, title: str = "", **options: Any
+    rows: int, columns: int, width: float, height: float, title: str = "", layout: Any = "constrained", **options: Any
 ) -> tuple[Figure, list[list[Axes]]]:
     """A figure of panels of `width` x `height` inches, and its axes by row and column."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * columns, height * rows + (0.4 if title else 0.0)))
+    figure = Figure(figsize=(width * columns, height * rows + (0.4 if title else 0.0)), layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
@@ -86,10 +86,23 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
     """One legend for all panels, under them, each label once."""
     found = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     if found:
-        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=min(len(found), 5))
+        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=_columns(len(found)))
 
 
-def scale_of(*values: np.ndarray) -> str:
-    """ "log" where all values are positive and span over a factor of twenty, else "linear"."""
+def _columns(count: int, most: int = 5) -> int:
+    """As many columns as make full lines, at most `most`."""
+    return math.ceil(count / math.ceil(count / most))
+
+
+def set_scale(axis: YAxis, *values: np.ndarray) -> None:
+    """Logarithmic where all values are positive and span over a factor of twenty; labels are plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     known = np.concatenate([v[np.isfinite(v)] for v in values]) if values else np.empty(0)
-    return "log" if known.size and known.min() > 0 and known.max() / known.min() > 20 else "linear"
+    if not known.size or known.min() <= 0 or known.max() / known.min() <= 20:
+        return
+    axis.axes.set_yscale("log")
+    few = known.max() / known.min() < 1000
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

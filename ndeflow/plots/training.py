@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ndeflow.plots.style import AMBER, BLUE, FAINT, GREEN, INK, ORANGE, PINK, legend_below, panels, scale_of, styled
+from ndeflow.plots.style import AMBER, BLUE, FAINT, GREEN, INK, ORANGE, PINK, legend_below, panels, set_scale, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,11 +57,10 @@ def evaluations(rows: Rows) -> Figure:
     present = [(label, curves) for label, curves in wanted if names & set(curves)] or wanted[:1]
     figure, axes = panels(len(present), 4.2, 2.9, "Cost of the solves")
     for panel, (label, curves) in zip(axes, present, strict=True):
-        _curves(panel, rows, curves, label)
-        if label.startswith("worst"):
+        error = "train/worst_error" in curves
+        _curves(panel, rows, curves, label, counts=not error)
+        if error:
             panel.axhline(1.0, color=FAINT, linewidth=1, linestyle="--", label="tolerance")
-        elif panel.get_yscale() == "linear":
-            panel.set_ylim(bottom=0)
     legend_below(figure, axes)
     return figure
 
@@ -73,8 +72,10 @@ def column(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
     return table[:, 0], table[:, 1]
 
 
-def _curves(panel: Axes, rows: Rows, curves: Mapping[str, tuple[str, str]], label: str) -> None:
-    """One line a column; a column of few values shows them as points too."""
+def _curves(
+    panel: Axes, rows: Rows, curves: Mapping[str, tuple[str, str]], label: str, *, counts: bool = False
+) -> None:
+    """One line a column; a column of few values shows them as points too. Counts stand on zero."""
     drawn = []
     for name, (text, colour) in curves.items():
         steps, values = column(rows, name)
@@ -82,7 +83,12 @@ def _curves(panel: Axes, rows: Rows, curves: Mapping[str, tuple[str, str]], labe
             few = "o" if len(steps) <= 25 else ""
             panel.plot(steps, values, color=colour, label=text, marker=few, markersize=3)
             drawn.append(values)
-    panel.set(xlabel="training step", ylabel="", title=label, yscale=scale_of(*drawn))
+    panel.set(xlabel="training step", title=label)
+    panel.locator_params(axis="x", nbins=5)
+    if counts:
+        panel.set_ylim(bottom=0)
+    else:
+        set_scale(panel.yaxis, *drawn)
 
 
 def _mark_lowest(panel: Axes, steps: np.ndarray, values: np.ndarray) -> None:
@@ -90,5 +96,5 @@ def _mark_lowest(panel: Axes, steps: np.ndarray, values: np.ndarray) -> None:
         place = int(np.nanargmin(values))
         panel.plot(
             steps[place], values[place], "o", color=ORANGE, markersize=7, markerfacecolor="none", markeredgewidth=1.5,
-            label=f"lowest: {values[place]:.3g} at step {steps[place]:.0f}",
+            label=f"lowest validation loss: {values[place]:.3g} at step {steps[place]:.0f}",
         )  # fmt: skip

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import DataSpec, Output
-from ndeflow.metrics import Weighted, coverage, crps
+from ndeflow.metrics import Weighted, crps
+from ndeflow.numerics.draws import coverage
 
 
 class SeriesLoss(ABC):

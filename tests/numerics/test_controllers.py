@@ -14,7 +14,9 @@ def test_elementary_controller_aims_at_the_tolerance():
     assert I().factor(32.0, 1.0, 5) == pytest.approx(0.45)
 
 
-@pytest.mark.parametrize(("ratio", "factor"), [(0.0, 10.0), (1e-30, 10.0), (1e9, 0.2), (math.nan, 0.2), (math.inf, 0.2)])
+@pytest.mark.parametrize(
+    ("ratio", "factor"), [(0.0, 10.0), (1e-30, 10.0), (1e9, 0.2), (math.nan, 0.2), (math.inf, 0.2)]
+)
 @pytest.mark.parametrize("controller", [I(), PI()])
 def test_factors_are_bounded(controller, ratio, factor):
     assert controller.factor(ratio, 1.0, 5) == factor

@@ -162,7 +162,9 @@ def test_error_is_each_rows_scaled_norm_and_the_batch_is_judged_by_its_mean():
 def test_stiffness_of_a_linear_field_is_its_rate():
     rates = torch.tensor([[1.0], [30.0], [200.0]], dtype=torch.float64)
     for method in ("dopri5", "tsit5"):
-        stats = solve(lambda t, y: -rates * y, torch.ones_like(rates), times(0.0, 0.05), solver=RungeKutta(method)).stats
+        stats = solve(
+            lambda t, y: -rates * y, torch.ones_like(rates), times(0.0, 0.05), solver=RungeKutta(method)
+        ).stats
         assert torch.allclose(stats.stiffness[:, 0], rates[:, 0], rtol=1e-4)
     for method in ("heun", "bosh3"):
         assert solve(FORCED.field, FORCED.y0, times(0.0, 1.0), solver=RungeKutta(method)).stats.stiffness is None
@@ -284,7 +286,11 @@ def test_a_non_finite_field_is_named():
 def test_the_step_limit_is_named():
     with pytest.raises(SolveError, match=r"3 steps were not enough at time .*dopri5.*raise max_steps"):
         solve(FORCED.field, FORCED.y0, times(0.0, 50.0), solver=RungeKutta(max_steps=3))
-    assert solve(ones, start(), times(0.0, 1.0), solver=Scripted(max_steps=1, first=1.0, taken=[])).ys.shape == (3, 2, 2)
+    assert solve(ones, start(), times(0.0, 1.0), solver=Scripted(max_steps=1, first=1.0, taken=[])).ys.shape == (
+        3,
+        2,
+        2,
+    )
 
 
 @pytest.mark.parametrize(

@@ -211,3 +211,12 @@ def test_a_direct_solve_is_the_default():
     (default,) = torch.autograd.grad(solve(ones, y0, TS).ys.sum(), y0)
     (direct,) = torch.autograd.grad(solve(ones, y0, TS, adjoint=Direct()).ys.sum(), y0)
     assert torch.equal(default, direct)
+
+
+def test_an_sde_without_noise_draws_its_own_from_the_default_generator():
+    paths = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        paths.append(solve(Walk(), start(), TS).ys)
+    assert torch.equal(paths[0], paths[1])
+    assert not torch.equal(paths[0], paths[2])
