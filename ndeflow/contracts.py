@@ -89,7 +89,8 @@ class DataSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataSpec:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
     def to_data_units(self, z: Tensor) -> Tensor:
         """z * std + mean over the last dimension. z: (..., C)."""
@@ -203,7 +204,7 @@ class Regularizer(nn.Module, ABC):
         """The weight at a training progress in [0, 1]."""
         return self.weight.at(progress) if isinstance(self.weight, Decay) else float(self.weight)
 
-    def check(self, model: nn.Module) -> None:  # noqa: B027
+    def check(self, model: Any) -> None:  # noqa: B027
         """Refuse at construction what can never work with `model`; raises ValueError with the cure."""
 
     def prepare(self, problem: Problem) -> Problem:
@@ -211,5 +212,5 @@ class Regularizer(nn.Module, ABC):
         return problem
 
     @abstractmethod
-    def penalty(self, model: nn.Module, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
+    def penalty(self, model: Any, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
         """The unweighted penalty, a scalar, from each regularized solve of this forward pass."""

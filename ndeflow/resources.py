@@ -51,7 +51,11 @@ def summaries() -> list[Recipe]:
 
 
 def _summary(name: str, path: Path) -> Recipe:
-    about = (yaml.safe_load(path.read_text()) or {}).get("about") or {}
+    try:
+        content = yaml.safe_load(path.read_text())
+        about = dict((content or {}).get("about") or {})
+    except (yaml.YAMLError, OSError, AttributeError, TypeError, ValueError):
+        return Recipe(name, path, f"(cannot be read: {path})", None)
     return Recipe(name, path, str(about.get("claim", "")), about.get("minutes"))
 
 
@@ -64,52 +68,88 @@ def listing() -> str:
 
 
 def _minutes(minutes: float | None) -> str:
-    return "" if minutes is None else f"{minutes:g} min"
+    return f"{minutes:g} min" if isinstance(minutes, (int, float)) else ""
 
 
 def near(word: str, names: Iterable[str]) -> str:
-    """ "; did you mean a, b?", or all names where none is near."""
+    """ "; did you mean a, b?", or the names beside it where none is near."""
     names = sorted(set(names))
-    matches = difflib.get_close_matches(word, names, 3, 0.5)
+    matches = difflib.get_close_matches(word, names, 3, 0.6)
     if matches:
         return f"; did you mean {', '.join(matches)}?"
-    return f"; there are {', '.join(names)}" if names else ""
+    parent = word.rpartition(".")[0]
+    beside = [name for name in names if name.rpartition(".")[0] == parent] or [name for name in names if "." not in name]
+    return f"; there are {', '.join(beside)}" if beside else ""
+
+
+def groups() -> set[str]:
+    """The groups of configs/: data, model, ..."""
+    return {path.name for path in folder("configs").iterdir() if path.is_dir()}
 
 
 def compose(overrides: Sequence[str]) -> Any:
     """The configuration of a command line's `key=value` words, before interpolation. Raises ConfigError."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
-    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    _register(overrides)
+    words = [_without_null(_by_name(word)) for word in overrides]
+    with initialize_config_dir(str(folder("configs")), version_base="1.3"):
+        try:
+            return hydra_compose("train", words)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise ConfigError(_explained(error, words, hydra_compose)) from error
+
+
+def _register(words: Sequence[str]) -> None:
+    """Make the recipes known to Hydra, one that is given as a path included."""
+    from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    known, words = recipes(), [_by_name(word) for word in overrides]
-    for word in overrides:
-        if word.startswith("recipe=") and word.endswith((".yaml", ".yml")):
-            path = Path(word.removeprefix("recipe="))
-            if not path.is_file():
-                raise ConfigError(f"found no recipe file {path}")
-            known[_by_name(word).removeprefix("recipe=")] = path
-    try:
-        for name, path in known.items():
-            ConfigStore.instance().store(group="recipe", name=name, node=OmegaConf.load(path), package="_global_")
-        with initialize_config_dir(str(folder("configs")), version_base="1.3"):
-            try:
-                return hydra_compose("train", words)
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
-                raise ConfigError(_explained(error, words, hydra_compose)) from error
-    except (yaml.YAMLError, OSError) as error:
-        raise ConfigError(f"cannot read a recipe: {' '.join(str(error).split())}") from error
+    known = {**recipes(), **{_by_name(word).removeprefix("recipe="): _path(word) for word in words if _is_path(word)}}
+    chosen = {_by_name(word).removeprefix("recipe=") for word in words if word.startswith("recipe=")}
+    store = ConfigStore.instance()
+    store.repo.pop("recipe", None)  # those of an earlier call in the same process
+    for name, path in known.items():
+        try:
+            store.store(group="recipe", name=name, node=OmegaConf.load(path), package="_global_")
+        except (yaml.YAMLError, OSError, OmegaConfBaseException, ValueError, AssertionError) as error:
+            if name in chosen:
+                raise ConfigError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
+
+
+def _is_path(word: str) -> bool:
+    return word.startswith("recipe=") and word.endswith((".yaml", ".yml"))
+
+
+def _path(word: str) -> Path:
+    """The file of recipe=path/to/NAME.yaml."""
+    path = Path(word.removeprefix("recipe=")).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"found no recipe file {path}")
+    return path
 
 
 def _by_name(word: str) -> str:
     """recipe=path/to/NAME.yaml as recipe=NAME, under which the file is registered."""
-    if not word.startswith("recipe=") or not word.endswith((".yaml", ".yml")):
-        return word
-    path = Path(word.removeprefix("recipe="))
-    return f"recipe={path.parent.name if path.stem == 'recipe' else path.stem}"
+    return f"recipe={recipe_name(word.removeprefix('recipe='))}" if _is_path(word) else word
+
+
+def recipe_name(given: str) -> str:
+    """The name of a recipe that is given by name or path: of the file, or of the folder of a recipe.yaml."""
+    path = Path(given)
+    if path.suffix not in (".yaml", ".yml"):
+        return given
+    return path.resolve().parent.name if path.stem == "recipe" else path.stem
+
+
+def _without_null(word: str) -> str:
+    """GROUP=null as Hydra says it: ~GROUP."""
+    key, _, value = word.partition("=")
+    return f"~{key}" if value == "null" and key in groups() else word
 
 
 def _explained(error: Exception, words: Sequence[str], compose_again: Any) -> str:
@@ -117,17 +157,22 @@ def _explained(error: Exception, words: Sequence[str], compose_again: Any) -> st
     from hydra.errors import MissingConfigException, OverrideParseException
 
     if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}; write key=value, and quote what the shell would change"
+        return unreadable(error.override)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"no {group} {name!r}{near(name, error.options or ())}"
-    key = str(getattr(error.__cause__, "full_key", "") or "")
+    first = " ".join(str(error).splitlines()[:1])
+    named = re.search(r"Could not (?:override|delete) '([^'@]+)", first)
+    key = str(getattr(error.__cause__, "full_key", "") or "") or (named[1] if named else "")
     if key:
         return f"no option {key!r}{near(key, _keys_without(key, words, compose_again))}"
-    first = " ".join(str(error).splitlines()[:1])
-    if match := re.search(r"Could not override '([^']+)'", first):
-        return f"no option {match[1]!r}{near(match[1], _keys_without(match[1], words, compose_again))}"
-    return first
+    return f"{first}; for a sweep over values add -m" if first.startswith("Ambiguous value") else first
+
+
+def unreadable(word: str) -> str:
+    """What to say of a word that is no key=value."""
+    cure = f"did you mean recipe={word}?" if word in recipes() else "quote what the shell would change"
+    return f"expected key=value, got {word!r}; {cure}"
 
 
 def _keys_without(key: str, words: Sequence[str], compose_again: Any) -> list[str]:
@@ -159,26 +204,38 @@ def _is_group(node: Any) -> bool:
 def resolved(config: Any) -> dict[str, Any]:
     """The configuration as plain values. Raises ConfigError for a reference to nothing, or a missing value."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportReturnType]
     except OmegaConfBaseException as error:
         key, first = getattr(error, "full_key", None), str(error).splitlines()[0]
+        if isinstance(error, MissingMandatoryValue):
+            raise ConfigError(f"expected {key}=..., got none: the option has no default") from error
+        if isinstance(error, InterpolationKeyError) and (missing := re.search(r"'([^']+)'", first)):
+            raise ConfigError(f"option {key!r} refers to {missing[1]!r}{near(missing[1], flat(config))}") from error
         raise ConfigError(f"option {key!r}: {first}" if key else first) from error
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Any:
-    """The configuration of a run, with `key=value` words for entries that it has."""
+    """The configuration of a run, with `key=value` words for entries, or choices of groups, that it has."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    config = OmegaConf.load(path)
-    OmegaConf.set_struct(config, True)
+    try:
+        config = OmegaConf.load(path)
+        OmegaConf.set_struct(config, True)
+    except (yaml.YAMLError, OSError, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     for word in overrides:
-        key, _, value = word.partition("=")
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(unreadable(word))
         try:
-            OmegaConf.update(config, key, yaml.safe_load(value), merge=False)
+            chosen = compose([word])[key] if key in groups() else yaml.safe_load(value)
+            OmegaConf.update(config, key, chosen, merge=False)
+        except yaml.YAMLError as error:
+            raise ConfigError(unreadable(word)) from error
         except OmegaConfBaseException as error:
             raise ConfigError(f"this run has no option {key!r}{near(key, flat(config))}") from error
     return config
@@ -227,7 +284,7 @@ def expand(words: Sequence[str]) -> list[list[str]]:
     try:
         parsed = OverridesParser.create().parse_overrides(list(words))
     except OverrideParseException as error:
-        raise ConfigError(f"cannot read {error.override!r}; write key=value") from error
+        raise ConfigError(unreadable(error.override)) from error
     choices = [
         [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] if o.is_sweep_override() else [word]
         for o, word in zip(parsed, words, strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
@@ -58,7 +57,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def prepare(words: Sequence[str]) -> Run | None:
-    """Everything before the training, in the order in which it can go wrong cheaply; None where nothing is left to do."""
+    """Everything before the training, cheap failures first; None where nothing is left to do."""
     given = dict(word.partition("=")[::2] for word in words)
     if "resume" in given:
         return resume(Path(given["resume"]), [word for word in words if not word.startswith("resume=")])
@@ -248,7 +247,8 @@ def start_from(task: Task, folder: str) -> None:
     try:
         task.load_state_dict(weights)
     except RuntimeError as error:
-        raise ConfigError(f"init_from: the weights of {folder} are not of this model ({str(error).splitlines()[1].strip()})") from error
+        first = str(error).splitlines()[1].strip()
+        raise ConfigError(f"init_from: the weights of {folder} are not of this model ({first})") from error
 
 
 def make_trackers(run: Run) -> list[Any]:

@@ -1,34 +1,82 @@
-"""Run folders: where a run lies, what is written there about it, and how it is found again."""
+"""Run folders: where a run lies, and what is written there about it. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ndeflow.training.files import write_atomically
 
-CHILD = "NDEFLOW_RUN_DIR"  # tells the other processes of a parallel run which folder the first one made
+if TYPE_CHECKING:
+    from ndeflow.data import DataModule
+    from ndeflow.tasks import Task
+
+_FOLDER = "NDEFLOW_RUN_DIR"  # tells the other processes of a parallel run which folder the first one made
+_WIDTH = 400  # characters of a message
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run about to be trained: where it lies, its resolved configuration, its data and its task.
+
+    last: the checkpoint to go on from, if any.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    data: DataModule
+    task: Task
+    last: Path | None = None
+
+
+def first_process() -> bool:
+    """False in the other processes of a parallel run."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def say(message: object, status: int) -> int:
+    """One line on standard error, by the first process; gives `status` back."""
+    if first_process():
+        line = " ".join(str(message).split())
+        print(f"ndeflow: {line if len(line) <= _WIDTH else line[:_WIDTH] + ' ...'}", file=sys.stderr)
+    return status
 
 
 def new_folder(name: str, given: str | None) -> Path:
     """A new folder: `given`, or runs/NAME/DATE_TIME, with -1, -2, ... where another run began in the same second.
 
-    Raises ValueError where it cannot be made, or `given` holds a run already.
+    The other processes of a parallel run get the folder of the first. Raises ValueError where it cannot be made, or
+    `given` holds a run already.
     """
-    if CHILD in os.environ:
-        return Path(os.environ[CHILD])
-    folder = _claimed(Path(given)) if given else _stamped(Path("runs") / name)
-    os.environ[CHILD] = str(folder)
+    if not first_process():
+        return Path(os.environ.get(_FOLDER) or given or "runs")
+    folder = _claimed(Path(given).expanduser()) if given else _stamped(Path("runs") / name)
+    share(folder)
     return folder
+
+
+def share(folder: Path) -> None:
+    """Tell the processes that this one will start where the run lies."""
+    os.environ[_FOLDER] = str(folder)
+
+
+def abandon(folder: Path) -> None:
+    """Remove a new folder in which nothing was written."""
+    if first_process():
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _claimed(folder: Path) -> Path:
     if (folder / "config.yaml").exists():
-        raise ValueError(f"expected a new run folder, got one that holds a run: {folder}; continue it with resume={folder}")
+        raise ValueError(f"expected a new run folder, got one that holds a run; continue it with resume={folder}")
     return _made(folder, exist_ok=True)
 
 
@@ -53,7 +101,7 @@ def _made(folder: Path, *, exist_ok: bool) -> Path:
     except FileExistsError:
         raise
     except OSError as error:
-        raise ValueError(f"cannot write to the run folder {folder} ({error.strerror}); give another with run_dir=") from error
+        raise ValueError(f"cannot write to {folder} ({error.strerror}); give another folder with run_dir=") from error
     return folder
 
 

@@ -6,20 +6,24 @@ import sys
 from collections.abc import Sequence
 
 from ndeflow.resources import ConfigError, listing
+from ndeflow.runs import say
 
 USAGE = """python -m ndeflow.train recipe=NAME [option=value ...]
 python -m ndeflow.train resume=RUN_DIR [option=value ...]
 python -m ndeflow.train -m recipe=A,B seed=1,2,3       a sweep, each job a process of its own
 
 recipe=NAME        a recipe of the list below, of ./recipes, or path/to/file.yaml
+data=files         your own file instead: data=files data.path=my.csv task=forecasting model=ode_forecaster
 option=value       any option of the recipe: solver=tsit5 optimizer.lr=0.01 trainer.max_epochs=20 seed=3
 check=true         one batch forward and backward: shapes, parameters, cost and expected minutes
 resume=RUN_DIR     go on with a run where it stopped, exactly
 init_from=RUN_DIR  start from the best weights of another run
 logger=wandb       Weights & Biases; logger=tensorboard; metrics.csv is always written
 trainer=gpu|ddp    other hardware
+
+exit status: 0 done, 1 failed, 2 command not understood, 3 data absent, 130 or 143 interrupted
 """
-FAILED, USAGE_ERROR, MISSING_DATA = 1, 2, 3
+USAGE_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,9 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ndeflow.training.signals import Interrupted, raise_on_signals
 
     raise_on_signals()
-    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return command(words)
+        return command(list(sys.argv[1:] if arguments is None else arguments))
     except Interrupted as stop:
         return stop.exit_status
     except ConfigError as error:
@@ -43,22 +46,19 @@ def command(words: list[str]) -> int:
         return 0
     sweep = bool({"-m", "--multirun"} & set(words))
     words = [word for word in words if word not in ("-m", "--multirun")]
-    if not any(word.partition("=")[0].lstrip("+") in ("recipe", "data", "resume") for word in words):
+    if not words:
         print(f"expected recipe=NAME, got none\n\n{listing()}\n\npython -m ndeflow.train --help tells more")
         return USAGE_ERROR
     if sweep:
         from ndeflow.sweep import run_all
 
         return run_all(words)
-    from ndeflow.running import run
+    from ndeflow import request
 
-    return run(words)
+    asked = request.read(words)
+    from ndeflow.running import run  # torch and all that takes seconds: only for a command that is understood
 
-
-def say(error: object, status: int) -> int:
-    """One line on standard error."""
-    print(f"ndeflow: {' '.join(str(error).split())}", file=sys.stderr)
-    return status
+    return run(asked)
 
 
 if __name__ == "__main__":

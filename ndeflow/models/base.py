@@ -117,6 +117,8 @@ class Model(nn.Module, ABC):
 class OwnField(nn.Module):
     """A model's `field` method as a module; its parameters are the model's."""
 
+    model: Any
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model

@@ -78,7 +78,7 @@ class NeuralCDE(PathDriven):
         self, *, counts: bool = False, solver: Solver | None = None, adjoint: Adjoint | None = None
     ) -> None:
         super().__init__(counts=counts, solver=solver, adjoint=adjoint)
-        self.__dict__["_dynamics"] = Controlled(OwnField(self))
+        object.__setattr__(self, "_dynamics", Controlled(OwnField(self)))
 
     @property
     def dynamics(self) -> nn.Module:

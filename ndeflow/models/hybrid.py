@@ -15,7 +15,7 @@ from ndeflow.numerics.solution import Adjoint, Solver
 
 @final
 class HybridODE(NeuralODE):
-    """Positive quantities y under a known equation, with learned growth rates: dy/dt = known(t, y) + y * network(log y).
+    """Positive quantities y, a known equation and learned growth rates: dy/dt = known(t, y) + y * network(log y).
 
     The solve runs in u = log y, du/dt = known(t, y) / y + network(u), so that y stays positive exactly. A
     universal differential equation (Rackauckas et al. 2020). The start is the first seen value, times a learned

@@ -19,7 +19,7 @@ class NeuralODE(Model):
 
     def __init__(self, *, solver: Solver | None = None, adjoint: Adjoint | None = None) -> None:
         super().__init__(solver=solver, adjoint=adjoint)
-        self.__dict__["_dynamics"] = OwnField(self)  # not a submodule: its parameters are the model's own
+        object.__setattr__(self, "_dynamics", OwnField(self))  # not a submodule: its parameters are the model's own
 
     @property
     def dynamics(self) -> nn.Module:
@@ -88,7 +88,7 @@ class NeuralSDE(Model):
         if min(draws, eval_draws) < 1:
             raise ValueError(f"expected at least one draw, got draws={draws}, eval_draws={eval_draws}")
         self.draws, self.eval_draws = draws, eval_draws
-        self.__dict__["_dynamics"] = OwnSDE(self, noise_size)
+        object.__setattr__(self, "_dynamics", OwnSDE(self, noise_size))
 
     @property
     def dynamics(self) -> nn.Module:

@@ -45,8 +45,9 @@ class Trace:
 
     def estimates(self) -> tuple[Tensor | None, Tensor | None]:
         """Error and stiffness of the accepted steps, (B, N) each; None where the method has none."""
-        error, stiffness = ([s.ratio for s in self.steps], [s.stiffness for s in self.steps])
-        return tuple(torch.stack(xs, dim=1) if xs and xs[0] is not None else None for xs in (error, stiffness))
+        error = [s.ratio for s in self.steps if s.ratio is not None]
+        stiffness = [s.stiffness for s in self.steps if s.stiffness is not None]
+        return torch.stack(error, dim=1) if error else None, torch.stack(stiffness, dim=1) if stiffness else None
 
     def ends(self) -> list[float]:
         """For each step the place where it ends, segment + theta; exactly the next segment's number at an edge."""
@@ -100,11 +101,12 @@ def gather(plan: Plan, trace: Trace) -> list[Tensor]:
     if plan.stacks == 1:
         states = [node.z for node in trace.nodes] + [trace.steps[-1].y if trace.steps else trace.z0]
         return [torch.stack([states[i] for i in plan.needed])]
-    nodes, steps = ([items[i] for i in plan.needed] for items in (trace.nodes, trace.steps))
+    nodes, steps = [trace.nodes[i] for i in plan.needed], [trace.steps[i] for i in plan.needed]
     ends = [torch.stack([node.z for node in nodes]), torch.stack([step.y for step in steps])]
     if plan.stacks == 2:
         return ends
-    start, mid, end = [node.carry for node in nodes], [step.mid for step in steps], [step.carry for step in steps]
+    mid = [step.mid for step in steps if step.mid is not None]
+    start, end = [node.carry for node in nodes], [step.carry for step in steps]
     return [ends[0], torch.stack(start), torch.stack(mid), ends[1], torch.stack(end)]
 
 

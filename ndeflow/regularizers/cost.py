@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ndeflow.contracts import Decay, Output, Regularizer, Solved
 from ndeflow.numerics.explicit import RungeKutta
@@ -32,7 +32,7 @@ class GlobalError(Regularizer):
             raise ValueError(f"expected aggregate sum, mean or max, got {aggregate!r}")
         self.aggregate = aggregate
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: Any) -> None:
         adjoint = type(model.adjoint)
         if not adjoint.differentiable_stats:
             raise ValueError(
@@ -45,7 +45,7 @@ class GlobalError(Regularizer):
                 "Runge-Kutta solver (solver=dopri5, tsit5, bosh3 or heun) with GlobalError"
             )
 
-    def penalty(self, model: nn.Module, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
+    def penalty(self, model: Any, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
         totals = [self._of(one.solution.stats) for one in solved]
         return torch.stack(totals).sum()
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ndeflow.contracts import Output, Problem, Regularizer, Solved
 from ndeflow.numerics.field import path_of
@@ -44,5 +44,5 @@ class EndTimeJitter(Regularizer):
         jitter = self.width * (2 * torch.rand((), dtype=problem.ts.dtype, device=problem.ts.device) - 1)
         return replace(problem, ts=torch.cat([start, end + jitter * (end - start)], dim=-1))
 
-    def penalty(self, model: nn.Module, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
+    def penalty(self, model: Any, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
         return output.prediction.new_zeros(())

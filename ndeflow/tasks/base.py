@@ -44,7 +44,8 @@ class Task(pl.LightningModule, ABC):
     ) -> None:
         super().__init__()
         self.model = model
-        self.regularizers: nn.ModuleDict = nn.ModuleDict(dict(regularizers or {}))
+        self.regularizers = dict(regularizers or {})
+        self.penalties = nn.ModuleDict(self.regularizers)  # so that they move with the task
         for regularizer in self.regularizers.values():
             regularizer.check(model)
         self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed

@@ -85,18 +85,18 @@ class Classification(Task):
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
         weight = output.prediction.new_tensor(self.spec.class_weights) if self.balanced else None
-        return nn.functional.nll_loss(log_probabilities(output), batch.target, weight=weight)
+        return nn.functional.nll_loss(log_probabilities(output), classes_of(batch), weight=weight)
 
     def metrics(self, output: Output, batch: Batch) -> dict[str, Tensor | Weighted]:
-        logp = log_probabilities(output)
+        logp, target = log_probabilities(output), classes_of(batch)
         return {
-            "accuracy": (logp.argmax(dim=-1) == batch.target).to(logp.dtype),
-            "nll": -logp.gather(1, batch.target[:, None]).squeeze(1),
+            "accuracy": (logp.argmax(dim=-1) == target).to(logp.dtype),
+            "nll": -logp.gather(1, target[:, None]).squeeze(1),
         }
 
     def figures(self, output: Output, batch: Batch) -> dict[str, Figure]:
         predicted = log_probabilities(output).argmax(dim=-1)
-        return {"confusion_matrix": plots.confusion_matrix(batch.target, predicted, self.spec.classes)}
+        return {"confusion_matrix": plots.confusion_matrix(classes_of(batch), predicted, self.spec.classes)}
 
 
 @final
@@ -112,7 +112,16 @@ class Regression(Task):
 
     def _squares(self, output: Output, batch: Batch) -> Tensor:
         mean = output.prediction.mean(dim=0) if output.draws else output.prediction
+        if batch.target is None:
+            raise ValueError("expected numbers to regress, got data without a target; set data.target")
         return (mean - batch.target.reshape(mean.shape)).square()
+
+
+def classes_of(batch: Batch) -> Tensor:
+    """The classes (B,) of a batch; raises ValueError where it has none."""
+    if batch.target is None or batch.target.is_floating_point():
+        raise ValueError("expected classes to learn, got data without a class label; set data.target, or another task")
+    return batch.target
 
 
 def log_probabilities(output: Output) -> Tensor:

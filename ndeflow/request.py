@@ -1,0 +1,98 @@
+"""What a command line asks for: read and checked before anything heavy is imported, so that a mistake shows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ndeflow import resources
+from ndeflow.resources import ConfigError
+
+CHANGEABLE = ("trainer", "logger", "quiet", "log_every", "save_every", "patience", "data.path", "data.root")
+"""What may be given anew to a run that is resumed; all else would make it another run."""
+
+KINDS = (
+    ("seed", int, "a whole number"),
+    ("log_every", int, "a number of steps"),
+    ("patience", int, "a number of validations"),
+    ("save_every", (int, float), "a number of seconds"),
+    ("check", bool, "true or false"),
+    ("quiet", bool, "true or false"),
+    ("optimizer.lr", (int, float), "a number"),
+    ("trainer.devices", (int, str, list), "a number of processes"),
+    ("trainer.max_epochs", int, "a number of epochs"),
+    ("trainer.max_steps", int, "a number of steps"),
+    ("trainer.threads", int, "a number of threads"),
+    ("data.batch_size", int, "a number of rows"),
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run to be made: its configuration, before interpolation, and the folder that it continues, if any.
+
+    changed: whether a resumed run was given options of its own.
+    """
+
+    config: Any
+    resumed: Path | None = None
+    changed: bool = False
+
+
+def read(words: Sequence[str]) -> Request:
+    """The request of `key=value` words. Raises ConfigError, one line."""
+    folders = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
+    others = [word for word in words if not word.startswith("resume=")]
+    request = _resumed(Path(folders[-1]).expanduser(), others) if folders else _new(others)
+    _check(request.config)
+    return request
+
+
+def _new(words: Sequence[str]) -> Request:
+    config = resources.compose(words)
+    given = dict(word.partition("=")[::2] for word in words)
+    resources.update(config, name=config.name or resources.recipe_name(given.get("recipe") or given.get("data", "run")))
+    start = config.init_from and Path(config.init_from).expanduser()
+    if start and not start.exists():
+        raise ConfigError(f"init_from: expected a run folder or a checkpoint, found nothing at {start}; see runs/")
+    return Request(config)
+
+
+def _resumed(folder: Path, words: Sequence[str]) -> Request:
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise ConfigError(f"expected a run folder to resume, found no config.yaml in {folder}; see the folder runs/")
+    recipe = next((word.removeprefix("recipe=") for word in words if word.startswith("recipe=")), None)
+    words = [word for word in words if not word.startswith("recipe=")]
+    config = resources.read_config(saved, [word for word in words if _may_change(word)])
+    if recipe is not None and resources.recipe_name(recipe) != config.name:
+        raise ConfigError(f"expected a run of recipe {recipe}, got one of {config.name}: {folder}; leave out recipe=")
+    if other := next((word for word in words if not _may_change(word)), None):
+        raise ConfigError(
+            f"a resumed run keeps its {other.partition('=')[0]}; for a new run that starts from its weights: "
+            f"recipe={config.name} init_from={folder} {other}"
+        )
+    return Request(config, folder, changed=bool(words))
+
+
+def _may_change(word: str) -> bool:
+    key = word.partition("=")[0]
+    return any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
+
+
+def _check(config: Any) -> None:
+    """Refuse a run without data, model or task, values of the wrong kind, references to nothing, missing values."""
+    for key in ("data", "model", "task"):
+        if config[key] is None:
+            known = ", ".join(sorted(path.stem for path in (resources.folder("configs") / key).glob("*.yaml")))
+            raise ConfigError(f"expected {key}=NAME, got none; choose a recipe, or one of {known}")
+    resources.resolved(config)
+    for key, kind, what in KINDS:
+        value = resources.value(config, key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+            raise ConfigError(f"expected {key} to be {what}, got {value!r}")
+    epochs = resources.value(config, "trainer.max_epochs")
+    if epochs is not None and epochs < -1:
+        raise ConfigError(f"expected trainer.max_epochs to be at least 1, or -1 for no limit, got {epochs}")
