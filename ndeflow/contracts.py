@@ -171,8 +171,10 @@ class ExponentialDecay(Decay):
 
     def __post_init__(self) -> None:
         if self.start <= 0 or self.end <= 0:
-            raise ValueError(f"expected positive start and end of an exponential decay, got {self.start}, {self.end}; "
-                             "use LinearDecay to reach zero")
+            raise ValueError(
+                f"expected positive start and end of an exponential decay, got {self.start}, {self.end}; "
+                "use LinearDecay to reach zero"
+            )
 
     def at(self, progress: float) -> float:
         return self.start * math.exp(progress * math.log(self.end / self.start))

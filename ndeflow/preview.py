@@ -35,7 +35,8 @@ def preview(task: Task, data: DataModule, trainer: dict[str, Any]) -> str:
         f"parameters  {sum(p.numel() for p in task.model.parameters()):,}"
         + (f" (no gradient for {', '.join(without)})" if without else ""),
         f"solves      {'; '.join(solves) or 'none'}",
-        f"rows        {len(train.index)} to train on, {len(data.val.index)} to validate, {len(data.test.index)} to test",
+        f"rows        {len(train.index)} to train on, {len(data.val.index)} to validate on, "
+        f"{len(data.test.index)} to test",
         f"time        {1000 * seconds:.1f} ms a step, {batches} steps an epoch, {epochs} epochs: "
         f"about {seconds * batches * epochs / 60:.1f} minutes and validation",
     ]

@@ -78,7 +78,8 @@ def near(word: str, names: Iterable[str]) -> str:
     if matches:
         return f"; did you mean {', '.join(matches)}?"
     parent = word.rpartition(".")[0]
-    beside = [name for name in names if name.rpartition(".")[0] == parent] or [name for name in names if "." not in name]
+    beside = [name for name in names if name.rpartition(".")[0] == parent]
+    beside = beside or [name for name in names if "." not in name]
     return f"; there are {', '.join(beside)}" if beside else ""
 
 

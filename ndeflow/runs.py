@@ -76,20 +76,18 @@ def abandon(folder: Path) -> None:
 
 def _claimed(folder: Path) -> Path:
     if (folder / "config.yaml").exists():
-        raise ValueError(f"expected a new run folder, got one that holds a run; continue it with resume={folder}")
+        raise ValueError(f"expected a new run folder, got one that holds a run; go on with it: resume={folder}")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a run folder, got a file: {folder}; give another with run_dir=")
     return _made(folder, exist_ok=True)
 
 
 def _stamped(parent: Path) -> Path:
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     for attempt in range(1000):
-        folder = parent / (f"{stamp}-{attempt}" if attempt else stamp)
-        if not folder.exists():
-            try:
-                return _made(folder, exist_ok=False)
-            except FileExistsError:
-                continue
-    raise ValueError(f"found no free name for a run folder like {parent / stamp}")
+        with suppress(FileExistsError):
+            return _made(parent / (f"{stamp}-{attempt}" if attempt else stamp), exist_ok=False)
+    raise ValueError(f"found no free name for a run folder like {parent / stamp}; give one with run_dir=")
 
 
 def _made(folder: Path, *, exist_ok: bool) -> Path:
@@ -101,7 +99,8 @@ def _made(folder: Path, *, exist_ok: bool) -> Path:
     except FileExistsError:
         raise
     except OSError as error:
-        raise ValueError(f"cannot write to {folder} ({error.strerror}); give another folder with run_dir=") from error
+        reason = error.strerror
+        raise ValueError(f"cannot write to the run folder {folder} ({reason}); give another with run_dir=") from error
     return folder
 
 
@@ -124,7 +123,7 @@ class Record:
     def __init__(self, folder: Path, **facts: Any) -> None:
         self.path, self.began = folder / "run.json", time.time()
         self.before = read_json(self.path)
-        self.facts = {**self.before, **facts}
+        self.facts = {**facts, "began": self.before.get("began", time.strftime("%Y-%m-%dT%H:%M:%S%z"))}
 
     def write(self, status: str, **facts: Any) -> None:
         """status: running, finished, interrupted or failed. Seconds of earlier parts of a resumed run are added."""

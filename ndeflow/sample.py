@@ -28,6 +28,7 @@ from ndeflow.models.driven import PathDriven
 from ndeflow.models.trajectory import NeuralSDE
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.solution import SolveError
+from ndeflow.runs import say
 from ndeflow.selection import COLUMNS, to_predict
 from ndeflow.training.files import write_atomically
 
@@ -195,12 +196,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return say("interrupted, nothing was written", 130)
     return 0
-
-
-def say(error: object, status: int) -> int:
-    """One line on standard error."""
-    print(f"ndeflow: {' '.join(str(error).split())}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def run_all(words: Sequence[str]) -> int:
 
 
 def run_one(job: Sequence[str]) -> int:
-    """The exit status of one job. A signal is passed on to it, once; when it has saved and ended, raises Interrupted."""
+    """The exit status of one job. A signal is passed on to it, once; once it has saved and ended, Interrupted rises."""
     process = subprocess.Popen([sys.executable, "-m", "ndeflow.train", *job], start_new_session=True)
     stopped: Interrupted | None = None
     while True:

@@ -46,7 +46,8 @@ def command(words: list[str]) -> int:
         return 0
     sweep = bool({"-m", "--multirun"} & set(words))
     words = [word for word in words if word not in ("-m", "--multirun")]
-    if not words:
+    named = {word.lstrip("+").partition("=")[0].partition(".")[0] for word in words}
+    if all("=" in word for word in words) and not named & {"recipe", "data", "resume"}:
         print(f"expected recipe=NAME, got none\n\n{listing()}\n\npython -m ndeflow.train --help tells more")
         return USAGE_ERROR
     if sweep:

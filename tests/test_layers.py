@@ -14,7 +14,8 @@ LEVELS = [
     {"contracts"},
     {"numerics", "nets"},
     {"fields", "regularizers", "generative", "physics"},
-    {"models", "metrics", "plots"},
+    {"metrics"},  # plots draw what metrics compute
+    {"models", "plots"},
     {"training"},
     {"tasks", "data"},
 ]

@@ -13,7 +13,6 @@ import pytest
 
 from ndeflow import sample, train
 from ndeflow.resources import expand
-from ndeflow.runs import CHILD
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -62,12 +61,13 @@ class Desk:
     def call(self, command: Callable[[list[str]], int], arguments: list[str]) -> int:
         """The command's exit status."""
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = dict(os.environ)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             patch.syspath_prepend(self.folder)
-            patch.delenv(CHILD, raising=False)
             status = command(arguments)
-            os.environ.pop(CHILD, None)
+        for added in set(os.environ) - set(before):  # what a command leaves to its children
+            del os.environ[added]
         for number, handler in handlers.items():
             signal.signal(number, handler)
         return status

@@ -32,12 +32,14 @@ class PathClassifier(PathDriven):
         *,
         hidden: int,
         counts: bool,
+        thinning: float,
         draws: int = 1,
         eval_draws: int = 1,
         solver: Solver | None,
         adjoint: Adjoint | None,
     ) -> None:
-        super().__init__(counts=counts, draws=draws, eval_draws=eval_draws, solver=solver, adjoint=adjoint)
+        super().__init__(counts=counts, thinning=thinning, draws=draws, eval_draws=eval_draws, solver=solver,
+                         adjoint=adjoint)  # fmt: skip
         self.initial = nn.Linear(path_channels(channels, counts), hidden)
         self.flow = dynamics
         self.readout = nn.Linear(hidden, outputs)
@@ -66,12 +68,13 @@ class CDEClassifier(PathClassifier):
         width: int = 64,
         depth: int = 1,
         counts: bool = False,
+        thinning: float = 0.0,
         solver: Solver | None = None,
         adjoint: Adjoint | None = None,
     ) -> None:
         field = CDEField(hidden, path_channels(channels, counts), width=width, depth=depth)
-        super().__init__(channels, outputs, Controlled(field), hidden=hidden, counts=counts, solver=solver,
-                         adjoint=adjoint)  # fmt: skip
+        super().__init__(channels, outputs, Controlled(field), hidden=hidden, counts=counts, thinning=thinning,
+                         solver=solver, adjoint=adjoint)  # fmt: skip
 
 
 @final
@@ -87,12 +90,13 @@ class ODEClassifier(PathClassifier):
         width: int = 64,
         depth: int = 1,
         counts: bool = False,
+        thinning: float = 0.0,
         solver: Solver | None = None,
         adjoint: Adjoint | None = None,
     ) -> None:
         field = MLPField(hidden, inputs=path_channels(channels, counts), width=width, depth=depth)
-        super().__init__(channels, outputs, ByValue(field), hidden=hidden, counts=counts, solver=solver,
-                         adjoint=adjoint)  # fmt: skip
+        super().__init__(channels, outputs, ByValue(field), hidden=hidden, counts=counts, thinning=thinning,
+                         solver=solver, adjoint=adjoint)  # fmt: skip
 
 
 @final
@@ -111,11 +115,12 @@ class SDEClassifier(PathClassifier):
         width: int = 64,
         depth: int = 1,
         counts: bool = False,
+        thinning: float = 0.0,
         draws: int = 1,
         eval_draws: int = 8,
         solver: Solver | None = None,
         adjoint: Adjoint | None = None,
     ) -> None:
         field = DiagonalSDE(hidden, inputs=path_channels(channels, counts), width=width, depth=depth)
-        super().__init__(channels, outputs, ByValue(field), hidden=hidden, counts=counts, draws=draws,
-                         eval_draws=eval_draws, solver=solver, adjoint=adjoint)  # fmt: skip
+        super().__init__(channels, outputs, ByValue(field), hidden=hidden, counts=counts, thinning=thinning,
+                         draws=draws, eval_draws=eval_draws, solver=solver, adjoint=adjoint)  # fmt: skip

@@ -21,6 +21,8 @@ class PathDriven(Model):
 
     The path carries time, the C channels and, with `counts`, how often each channel has been observed so far;
     its channel count is `path_channels(C, counts)`.
+    thinning: in training every seen value is hidden with this probability, anew at each step: paths through fewer
+    observations of the same series keep a small data set from being learned by heart.
     draws, eval_draws: sampled hidden paths per row where the dynamics are an SDE; more than one: predictions are
     (S, B, ...).
     """
@@ -29,6 +31,7 @@ class PathDriven(Model):
         self,
         *,
         counts: bool = False,
+        thinning: float = 0.0,
         draws: int = 1,
         eval_draws: int = 1,
         solver: Solver | None = None,
@@ -37,7 +40,9 @@ class PathDriven(Model):
         super().__init__(solver=solver, adjoint=adjoint)
         if min(draws, eval_draws) < 1:
             raise ValueError(f"expected at least one draw, got draws={draws}, eval_draws={eval_draws}")
-        self.counts, self.draws, self.eval_draws = counts, draws, eval_draws
+        if not 0 <= thinning < 1:
+            raise ValueError(f"expected thinning in [0, 1), the share of values hidden in training, got {thinning}")
+        self.counts, self.thinning, self.draws, self.eval_draws = counts, thinning, draws, eval_draws
 
     @abstractmethod
     def encode(self, x0: Tensor, batch: Batch) -> Tensor:
@@ -57,7 +62,7 @@ class PathDriven(Model):
 
     def forward(self, batch: Batch) -> Output:
         count = self.draws if self.training else self.eval_draws
-        path, times = self.control(batch), self.times(batch)
+        path, times = self.control(self._thinned(batch)), self.times(batch)
         z0 = self.encode(path.value(times[:, :1]), batch)
         solution = self.solve(
             z0.repeat(count, 1),
@@ -70,14 +75,25 @@ class PathDriven(Model):
         many = count > 1
         return Output(prediction if many else prediction[0], (solution,), draws=many)
 
+    def _thinned(self, batch: Batch) -> Batch:
+        if not (self.training and self.thinning):
+            return batch
+        kept = torch.rand(batch.seen.shape, device=batch.seen.device) >= self.thinning
+        return batch._replace(seen=batch.seen & kept)
+
 
 class NeuralCDE(PathDriven):
     """dz = field(t, z) dX (Kidger et al. 2020): write `field`, `encode` and `decode`."""
 
     def __init__(
-        self, *, counts: bool = False, solver: Solver | None = None, adjoint: Adjoint | None = None
+        self,
+        *,
+        counts: bool = False,
+        thinning: float = 0.0,
+        solver: Solver | None = None,
+        adjoint: Adjoint | None = None,
     ) -> None:
-        super().__init__(counts=counts, solver=solver, adjoint=adjoint)
+        super().__init__(counts=counts, thinning=thinning, solver=solver, adjoint=adjoint)
         object.__setattr__(self, "_dynamics", Controlled(OwnField(self)))
 
     @property

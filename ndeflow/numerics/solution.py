@@ -79,8 +79,9 @@ class Solver(ABC):
         """Solve the problem, recorded by autograd wherever gradients are enabled."""
 
     @abstractmethod
-    def step(self, problem: Problem, t: Tensor, y: Tensor, h: Tensor, carry: Any = None,
-             noise: Tensor | None = None) -> Step:
+    def step(
+        self, problem: Problem, t: Tensor, y: Tensor, h: Tensor, carry: Any = None, noise: Tensor | None = None
+    ) -> Step:
         """One pure step from (t, y); t and h broadcast against y: 0-dim, or (B, 1, ..., 1)."""
 
 

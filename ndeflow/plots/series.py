@@ -83,7 +83,7 @@ def phase_portrait(batch: Batch, prediction: Tensor, spec: DataSpec, *, rows: in
 def _path(panel: Axes, row: _Row, colour: str, *, named: bool) -> None:
     middle = np.median(row.draws, axis=0)
     panel.plot(middle[:, 0], middle[:, 1], color=colour, label=row.name if named else None)
-    panel.plot(middle[0, 0], middle[0, 1], "D", color=colour, markersize=6)
+    panel.plot(middle[0, 0], middle[0, 1], "D", color=colour, markersize=6, zorder=3)
     for mark, face in ((row.seen, colour), (row.scored, "white")):
         both = mark[:, 0] & mark[:, 1]
         panel.plot(

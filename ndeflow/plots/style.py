@@ -54,7 +54,9 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         from matplotlib import style
 
         with style.context(["default", RC]):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()  # ticks are made now, with this style, and not when the file is written
+            return figure
 
     return drawn
 
@@ -63,10 +65,14 @@ def grid(
     rows: int, columns: int, width: float, height: float, title: str = "", layout: Any = "constrained", **options: Any
 ) -> tuple[Figure, list[list[Axes]]]:
     """A figure of panels of `width` x `height` inches, and its axes by row and column."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height * rows + (0.4 if title else 0.0)), layout=layout)
+    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for panel in axes.flat:
+        panel.tick_params(labelsize=9)  # otherwise looked up when drawn, in the user's settings
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     return figure, [list(row) for row in axes]
@@ -74,7 +80,7 @@ def grid(
 
 def panels(count: int, width: float, height: float, title: str, most: int = 3) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels, at most `most` a row; places left over are empty."""
-    columns = min(count, most)
+    columns = _columns(count, most)
     figure, axes = grid(math.ceil(count / columns), columns, width, height, title)
     flat = [panel for row in axes for panel in row]
     for panel in flat[count:]:

@@ -24,9 +24,7 @@ class GlobalError(Regularizer):
     aggregate: "sum" as the paper's formula, "mean" over steps as its published experiments, or "max".
     """
 
-    def __init__(
-        self, weight: float | Decay = 1.0, *, aggregate: Literal["sum", "mean", "max"] = "sum"
-    ) -> None:
+    def __init__(self, weight: float | Decay = 1.0, *, aggregate: Literal["sum", "mean", "max"] = "sum") -> None:
         super().__init__(weight)
         if aggregate not in ("sum", "mean", "max"):
             raise ValueError(f"expected aggregate sum, mean or max, got {aggregate!r}")

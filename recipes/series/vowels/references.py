@@ -84,8 +84,10 @@ def resample(batch: Batch) -> Tensor:
     rows = []
     for ts, ys, seen in zip(batch.ts.numpy(), batch.ys.numpy(), batch.seen.numpy(), strict=True):
         grid = np.linspace(ts[0], ts[-1], POINTS)
-        rows.append([
-            np.interp(grid, ts[mark], value[mark]) if mark.any() else np.zeros(POINTS)
-            for value, mark in zip(ys.T, seen.T, strict=True)
-        ])
+        rows.append(
+            [
+                np.interp(grid, ts[mark], value[mark]) if mark.any() else np.zeros(POINTS)
+                for value, mark in zip(ys.T, seen.T, strict=True)
+            ]
+        )
     return torch.tensor(np.array(rows), dtype=torch.float32)
