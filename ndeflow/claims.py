@@ -92,7 +92,9 @@ def variants(config: Config) -> dict[str, tuple[str, ...]]:
     """Overrides by variant; first "", the recipe itself."""
     versus = config.get("versus") or {}
     for name, overrides in versus.items():
-        if not _is_list(overrides) or not all(isinstance(o, str) and "=" in o for o in overrides):
+        if not _is_list(overrides) or not all(
+            isinstance(o, str) and ("=" in o or o.startswith("~")) for o in overrides
+        ):
             raise ValueError(
                 f"expected a list of overrides in versus.{name}, such as [regularizer=none], got {overrides}"
             )

@@ -52,7 +52,7 @@ def read(words: Sequence[str]) -> Request:
 
 def _new(words: Sequence[str]) -> Request:
     config = resources.compose(words)
-    given = dict(word.partition("=")[::2] for word in words)
+    given = {key: value for key, _, value in (word.partition("=") for word in words)}
     resources.update(config, name=config.name or resources.recipe_name(given.get("recipe") or given.get("data", "run")))
     start = config.init_from and Path(config.init_from).expanduser()
     if start and not start.exists():

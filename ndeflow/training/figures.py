@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Drawing(Protocol):
     """What of a task is needed to draw: a LightningModule with a model and `figures(output, batch)`."""
 
-    model: torch.nn.Module
+    @property
+    def model(self) -> torch.nn.Module: ...
 
     def figures(self, output: Any, batch: Any) -> dict[str, Figure]: ...
 

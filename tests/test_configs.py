@@ -1,0 +1,87 @@
+"""Every configuration is an object of the class that it names, and every public class has one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+from ndeflow import models, regularizers, resources, tasks
+from ndeflow.contracts import Regularizer
+from ndeflow.models import Model
+from ndeflow.numerics.solution import Adjoint, Solver
+from ndeflow.tasks import Task
+from ndeflow.tasks.losses import SeriesLoss
+
+CONFIGS = resources.folder("configs")
+KINDS = {
+    "solver": Solver, "adjoint": Adjoint, "model": Model, "criterion": SeriesLoss,
+}  # fmt: skip
+
+
+def files(*groups):
+    return [path for group in groups for path in sorted((CONFIGS / group).glob("*.yaml"))]
+
+
+def made(path, group):
+    """The object of a configuration, with everything it refers to at its defaults."""
+    words = [f"{group}={path.stem}", "run_dir=x"]
+    if group == "task":
+        words.append("model=ode_forecaster")
+    config = resources.compose(words)
+    resources.update(config, sizes={"channels": 2, "classes": 3, "outputs": 3, "inputs": 1, "length": 5})
+    return resources.instantiate(OmegaConf.to_container(config, resolve=True)[group])
+
+
+@pytest.mark.parametrize("path", files(*KINDS), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_components_are_of_their_kind(path):
+    assert isinstance(made(path, path.parent.name), KINDS[path.parent.name])
+
+
+@pytest.mark.parametrize("path", files("task"), ids=lambda p: p.stem)
+def test_tasks_take_their_parts_from_the_other_groups(path):
+    task = made(path, "task")
+    assert isinstance(task, Task) and isinstance(task.model, Model)
+    assert isinstance(task.configure_optimizers(), torch.optim.Optimizer)
+
+
+@pytest.mark.parametrize("path", files("optimizer"), ids=lambda p: p.stem)
+def test_optimizers_take_parameters(path):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = made(path, "optimizer")([weight])
+    weight.square().sum().backward()
+    optimizer.step()
+    assert (weight < 1).all()
+
+
+@pytest.mark.parametrize("path", files("scheduler"), ids=lambda p: p.stem)
+def test_schedulers_take_an_optimizer(path):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=1.0)
+    assert made(path, "scheduler")(optimizer).optimizer is optimizer
+
+
+def test_regularizers_compose_by_name():
+    config = resources.compose(["regularizer=[global_error,end_time_jitter]", "run_dir=x"])
+    found = resources.instantiate(OmegaConf.to_container(config.regularizer, resolve=True))
+    assert list(found) == ["global_error", "end_time_jitter"]
+    assert all(isinstance(one, Regularizer) for one in found.values())
+    assert resources.compose(["regularizer=none", "run_dir=x"]).regularizer == {}
+
+
+def test_every_public_class_has_a_configuration():
+    named = {str(target).rpartition(".")[2] for path in files(*[p.name for p in CONFIGS.iterdir() if p.is_dir()])
+             for target in targets(yaml.safe_load(path.read_text()))}  # fmt: skip
+    families = {"Model", "NeuralODE", "NeuralCDE", "NeuralSDE", "Task"}
+    public = {n for module in (models, regularizers, tasks) for n in module.__all__ if n[0].isupper()} - families
+    assert public <= named
+    assert {"RungeKutta", "FixedRungeKutta", "Stochastic", "TorchDiffEq", "TorchSDE"} <= named
+    assert {"Direct", "Checkpointed", "Backsolve"} <= named
+
+
+def targets(node):
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node["_target_"]
+        for value in node.values():
+            yield from targets(value)

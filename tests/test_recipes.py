@@ -1,0 +1,49 @@
+"""Every recipe says what it claims, composes with all its variants, and trains one batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ndeflow import claims, resources
+from ndeflow.data.loader import take
+from ndeflow.tasks import Task
+
+RECIPES = resources.recipes()
+
+
+@pytest.fixture(params=sorted(RECIPES))
+def name(request):
+    return request.param
+
+
+def test_there_are_recipes_and_none_carries_classes_of_its_own():
+    assert {"quickstart", "vowels", "elnino"} <= RECIPES.keys()
+    for path in RECIPES.values():
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 42 and not any("_target_" in line for line in lines), path
+
+
+def test_a_recipe_states_paper_claim_minutes_and_bounds(name):
+    config = resources.resolved(resources.compose([f"recipe={name}", "run_dir=x"]))
+    assert all(config["about"][key] for key in ("paper", "claim", "minutes"))
+    assert config["expect"]
+    claims.check(config)
+
+
+def test_every_variant_and_cell_composes_and_trains_one_batch(name):
+    plain = resources.resolved(resources.compose([f"recipe={name}", "run_dir=x"]))
+    for job in claims.jobs(name, plain, [0]):
+        config = resources.compose([f"recipe={name}", "run_dir=x", *job.overrides])
+        data = resources.instantiate(resources.resolved(config.data))
+        resources.update(config, sizes=data.sizes)
+        torch.manual_seed(0)
+        task = resources.instantiate(resources.resolved(config)["task"])
+        assert isinstance(task, Task)
+        task.spec = data.spec
+        batch = take(data.train, torch.arange(min(8, len(data.train.index))))
+        with task.model.prepared(task.regularizers) as preparation:
+            loss, penalties = task.terms(task.model(batch), batch, preparation)
+        (loss + sum(penalties.values())).backward()
+        assert loss.isfinite()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in task.model.parameters())
