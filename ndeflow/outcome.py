@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sysconfig
 import traceback
 from contextlib import suppress
@@ -73,6 +74,8 @@ def described(error: Exception) -> str:
     expected = isinstance(error, SolveError | FloatingPointError | OSError | ValueError)
     frames = reversed(traceback.extract_tb(error.__traceback__))
     where = next((frame for frame in frames if _is_own(frame.filename)), None)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error}; free disk space, or train in another folder with run_dir="
     place = f" ({Path(where.filename).name}, line {where.lineno}, in {where.name})" if where else ""
     return f"{'' if expected else type(error).__name__ + ': '}{error}{place}"
 

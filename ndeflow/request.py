@@ -85,7 +85,7 @@ def _may_change(word: str) -> bool:
 def _check(config: Any) -> None:
     """Refuse a run without data, model or task, values of the wrong kind, references to nothing, missing values."""
     for key in ("data", "model", "task"):
-        if config[key] is None:
+        if config[key] is None or "_target_" not in config[key]:
             known = ", ".join(sorted(path.stem for path in (resources.folder("configs") / key).glob("*.yaml")))
             raise ConfigError(f"expected {key}=NAME, got none; choose a recipe, or one of {known}")
     resources.resolved(config)

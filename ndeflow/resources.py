@@ -80,7 +80,7 @@ def near(word: str, names: Iterable[str]) -> str:
     parent = word.rpartition(".")[0]
     beside = [name for name in names if name.rpartition(".")[0] == parent]
     beside = beside or [name for name in names if "." not in name]
-    return f"; there are {', '.join(beside)}" if beside else ""
+    return f"; there are {', '.join(beside)}" if 0 < len(beside) <= 16 else ""
 
 
 def groups() -> set[str]:
@@ -180,7 +180,7 @@ def _keys_without(key: str, words: Sequence[str], compose_again: Any) -> list[st
     """All keys of the configuration that the other words compose."""
     from hydra.errors import HydraException
 
-    rest = [word for word in words if word.lstrip("+~").partition("=")[0] != key]
+    rest = [word for word in words if not f"{word.lstrip('+~').partition('=')[0]}.".startswith(f"{key}.")]
     try:
         return list(flat(compose_again("train", rest)))
     except (HydraException, ValueError):

@@ -37,8 +37,8 @@ def run(request: Request) -> int:
         return say(error, MISSING)
     except (ConfigError, CheckpointError) as error:
         return say(error, USAGE)
-    except (ValueError, ModuleNotFoundError, OSError) as error:
-        return say(error, FAILED)
+    except Exception as error:
+        return say(outcome.described(error), FAILED)
 
 
 def prepare(config: Any) -> Run | None:

@@ -68,10 +68,11 @@ def share(folder: Path) -> None:
 
 
 def abandon(folder: Path) -> None:
-    """Remove a new folder in which nothing was written."""
+    """Remove a new folder in which nothing was written, and those around it that it leaves empty."""
     if first_process():
         with suppress(OSError):
-            folder.rmdir()
+            for empty in (folder, *folder.parents[:2]):
+                empty.rmdir()
 
 
 def _claimed(folder: Path) -> Path:

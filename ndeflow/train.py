@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(list(sys.argv[1:] if arguments is None else arguments))
     except Interrupted as stop:
-        return stop.exit_status
+        return say("interrupted", stop.exit_status)
     except ConfigError as error:
         return say(error, USAGE_ERROR)
 

@@ -10,6 +10,7 @@ _WARNINGS = (
     (r".*LeafSpec.*", FutureWarning),  # of Lightning's own making, with torch 2.13
     (r".*Checkpoint directory .* exists and is not empty.*", UserWarning),  # every resumed run
     (r".*does not have many workers.*", UserWarning),  # data in memory need none
+    (r".*sync_dist=True.*", UserWarning),  # metrics are reduced before they are logged
 )
 
 

@@ -1,0 +1,147 @@
+"""The train command as a user meets it: lists, near matches, and a model of one's own from any folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from ndeflow import resources, train
+from ndeflow.load import load
+from ndeflow.training.checkpoints import read_checkpoint
+from ndeflow.training.table import TIME, read_table
+
+ROOT = Path(__file__).parents[1]
+MINE = """
+    import torch
+    from torch import nn
+    from ndeflow import DataModule, NeuralODE, Series
+
+    class DampedPendulum(NeuralODE):
+        def __init__(self, width: int = 16, **kwargs):
+            super().__init__(**kwargs)
+            self.friction = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 1))
+
+        def field(self, t, y):
+            angle, speed = y.split(1, dim=-1)
+            return torch.cat([speed, -9.81 * angle.sin() - self.friction(y)], dim=-1)
+
+    class Swings(DataModule):
+        def series(self):
+            ts = torch.linspace(0, 1, 11).expand(40, 11)
+            angle = torch.linspace(0.1, 1, 40)[:, None] * torch.exp(-0.2 * ts) * torch.cos(3.13 * ts)
+            return Series(ts, torch.stack([angle, torch.gradient(angle, spacing=0.1, dim=1)[0]], dim=-1))
+"""
+RECIPE = """
+    defaults: [override /task: forecasting]
+    data: {_target_: mine.Swings}
+    model: {_target_: mine.DampedPendulum, solver: "${solver}", adjoint: "${adjoint}"}
+    trainer: {max_epochs: 4}
+    optimizer: {lr: 0.01}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A user's folder outside of the repository."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "mine.py").write_text(textwrap.dedent(MINE))
+    (tmp_path / "recipes" / "pendulum.yaml").write_text(textwrap.dedent(RECIPE))
+    return tmp_path
+
+
+def command(folder, *words, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("NDEFLOW_RUN_DIR", None)
+    return subprocess.Popen([sys.executable, "-m", "ndeflow.train", *words], cwd=folder, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # fmt: skip
+
+
+def ended(process, status=0):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == status, err
+    return out, err
+
+
+def weights(run):
+    return read_checkpoint(run / "checkpoints" / "best.ckpt")["state_dict"]
+
+
+def rows(run):
+    return [{k: v for k, v in row.items() if not k.startswith(TIME)} for row in read_table(run / "metrics.csv")]
+
+
+def test_without_a_recipe_all_are_listed(capsys):
+    assert train.main([]) == 2
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in resources.recipes())
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["recipe=quickstrat"], "quickstart"),
+        (["recipe=quickstart", "optimizer.lrr=1"], "optimizer.lr"),
+        (["recipe=quickstart", "solver=dopri4"], "dopri5"),
+        (["recipe=quickstart", "seed=abc"], "seed"),
+        (["recipe=quickstart", "seed=1,2"], "-m"),
+        (["recipe=quickstart", "seed=${nope}"], "nope"),
+        (["recipe=quickstart", "model=null"], "model"),
+        (["recipe=quickstart", "trainer=gpu"], "trainer=cpu"),
+        (["recipe=quickstart", "init_from=nowhere"], "nowhere"),
+        (["resume=nowhere"], "nowhere"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_that_names_the_cure(words, line, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    if torch.cuda.is_available() and "trainer=gpu" in words:
+        words = ["recipe=quickstart", "trainer=gpuu"]
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        assert train.main(words) in (1, 2)
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+            signal.signal(number, handler)
+    shown = capsys.readouterr().err.strip()
+    assert line in shown and len(shown.splitlines()) == 1 and "Traceback" not in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_and_data_of_ones_own_train_with_a_regularizer_from_any_folder(folder):
+    out, _ = ended(command(folder, "recipe=pendulum", "regularizer=global_error", "run_dir=run"))
+    run = folder / "run"
+    results = json.loads((run / "results.json").read_text())
+    assert results["test/rmse"] < 0.5 and str(run.name) in out
+    columns = {name for row in rows(run) for name in row}
+    assert {"train/loss", "train/penalty/global_error", "train/nfe", "train/worst_error", "val/loss"} <= columns
+    assert {"learning_curves.png", "predictions.png"} <= {p.name for p in (run / "plots").iterdir()}
+    with pytest.raises(ValueError, match=r'trust=\["mine'):
+        load(run)
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(folder):
+    words = ["recipe=pendulum", "trainer.max_epochs=60", "log_every=3", "save_every=0.2"]
+    ended(command(folder, *words, "run_dir=whole"))
+    process = command(folder, *words, "run_dir=cut")
+    while not (folder / "cut" / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, err = ended(process, 143)
+    assert "resume=cut" in err and len(err.strip().splitlines()) == 1
+    ended(command(folder, "resume=cut"))
+    assert rows(folder / "cut") == rows(folder / "whole")
+    expected = weights(folder / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(folder / "cut").items())
+
+
+def test_a_learning_rate_that_breaks_training_is_said_in_one_line(folder):
+    _, err = ended(command(folder, "recipe=pendulum", "optimizer.lr=1e12", "run_dir=run", "quiet=true"), 1)
+    assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
+    assert (folder / "run" / "checkpoints" / "last.ckpt").exists()
