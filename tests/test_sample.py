@@ -137,7 +137,7 @@ def test_built_in_data_forecast_their_last_years(tmp_path):
     }
     data = LynxHare()
     rows = sample(tmp_path, f"run={save(tmp_path / 'run', model, data, config)}")
-    assert [row["time"] for row in rows] == ["16", "17", "18", "19", "20"]
+    assert [row["time"] for row in rows] == ["1916", "1917", "1918", "1919", "1920"]
     expected = model.eval()(data.test).prediction[0, -1]
     assert [float(rows[-1][name]) for name in ("hare", "lynx")] == pytest.approx(expected.tolist(), rel=1e-4)
 

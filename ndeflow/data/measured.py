@@ -87,6 +87,7 @@ class LynxHare(Record):
         "lynx": (4.0, 6.1, 9.8, 35.2, 59.4, 41.7, 19.0, 13.0, 8.3, 9.1, 7.4, 8.0, 12.3, 19.5, 45.7, 51.1, 29.7, 15.8,
                  9.7, 10.1, 8.6),
     }  # fmt: skip
+    time_origin = 1900.0
     development = 16
     known = {(16, 5): 0.364, (11, 5): 0.338, (11, 10): 0.431}
     known_name = "lotka_volterra"

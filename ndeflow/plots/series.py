@@ -92,13 +92,15 @@ def _path(panel: Axes, row: _Row, colour: str, *, named: bool) -> None:
 
 
 def _prediction(panel: Axes, row: _Row, c: int) -> None:
-    if len(row.draws) > 1:
-        edges = quantiles(torch.from_numpy(row.draws[..., c]), [0.05, 0.25, 0.5, 0.75, 0.95]).numpy()
-        panel.fill_between(row.times, edges[0], edges[4], color=BLUE, alpha=0.15, linewidth=0, label="90 % of draws")
-        panel.fill_between(row.times, edges[1], edges[3], color=BLUE, alpha=0.3, linewidth=0, label="50 % of draws")
-        panel.plot(row.times, edges[2], color=BLUE, label="median of draws")
+    first = _first_predicted(row)
+    times, draws = row.times[first:], row.draws[:, first:, c]
+    if len(draws) > 1:
+        edges = quantiles(torch.from_numpy(draws), [0.05, 0.25, 0.5, 0.75, 0.95]).numpy()
+        panel.fill_between(times, edges[0], edges[4], color=BLUE, alpha=0.15, linewidth=0, label="90 % of draws")
+        panel.fill_between(times, edges[1], edges[3], color=BLUE, alpha=0.3, linewidth=0, label="50 % of draws")
+        panel.plot(times, edges[2], color=BLUE, label="median of draws")
     else:
-        panel.plot(row.times, row.draws[0, :, c], color=BLUE, label="predicted")
+        panel.plot(times, draws[0], color=BLUE, label="predicted")
     seen, scored = row.seen[:, c], row.scored[:, c]
     panel.plot(row.times[seen], row.observed[seen, c], "o", color=INK, markersize=4, label="observed, read")
     panel.plot(
@@ -108,6 +110,13 @@ def _prediction(panel: Axes, row: _Row, c: int) -> None:
     start = _forecast_start(row)
     if start is not None:
         panel.axvline(start, color=FAINT, linewidth=1, linestyle="--", label="forecast starts")
+
+
+def _first_predicted(row: _Row) -> int:
+    """The place of the first prediction: models that solve from the last time read repeat theirs at times before."""
+    read = np.flatnonzero(row.seen.any(axis=1))
+    last = read[-1] if len(read) else 0
+    return int(last) if np.ptp(row.draws[:, : last + 1], axis=1).max() == 0 else 0
 
 
 def _forecast_start(row: _Row) -> Any:
