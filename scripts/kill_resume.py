@@ -88,7 +88,7 @@ def main() -> int:
         while kills < options.kills:
             resumable = (killed / "checkpoints" / "last.ckpt").exists()
             again = [f"resume={killed}"] if resumable else [*start, f"run_dir={killed}"]
-            if not run_and_kill(rng.uniform(0.1, 0.3) * seconds, *again):
+            if not run_and_kill(rng.uniform(0.08, 0.2) * seconds, *again):
                 break
             kills += 1
             print(f"kill {kills}: {'resumed' if resumable else 'started'}", flush=True)
