@@ -137,7 +137,7 @@ def jobs(recipe: str, config: Config, seeds: Sequence[int]) -> list[Job]:
 def cell_of(config: Config) -> str:
     """The cell of the grid that a composed config stands for; "" if none."""
     grid = config.get("grid") or {}
-    name = cell_name([_lookup(config, key) for key in grid])
+    name = cell_name([_lookup(config, key.lstrip("+")) for key in grid])
     return name if name in cells(config) else ""
 
 

@@ -220,7 +220,8 @@ def environment(finished: Sequence[Finished]) -> dict[str, str]:
     found: dict[str, dict[str, None]] = {}
     for training in finished:
         record = read_json(training.run / "run.json")
-        facts = {**record.get("versions", {}), "commit": record.get("commit")}
+        commit, _, changed = (record.get("commit") or "").partition("-")
+        facts = {**record.get("versions", {}), "commit": commit[:10] + ("-" + changed if changed else "")}
         for name in ("python", "torch", "ndeflow", "commit"):
             if facts.get(name):
                 found.setdefault(name, {})[str(facts[name])] = None

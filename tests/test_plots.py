@@ -44,7 +44,15 @@ def labels(figure) -> set[str]:
 
 ROWS = [
     {"step": 50.0, "train/loss": 8.0, "train/nfe": 40.0, "train/accepted": 5.0, "train/rejected": 1.0},
-    {"step": 100.0, "train/loss": 0.1, "train/nfe": 30.0, "val/loss": 0.5, "val/rmse": 2.0, "val/nfe": 20.0},
+    {
+        "step": 100.0,
+        "train/loss": 0.1,
+        "train/nfe": 30.0,
+        "val/loss": 0.5,
+        "val/rmse": 2.0,
+        "val/z/rmse": 1.0,
+        "val/nfe": 20.0,
+    },
     {"step": 150.0, "train/penalty/error": 0.3, "val/loss": 0.2, "train/worst_error": 0.9},
 ]
 
@@ -70,6 +78,11 @@ def test_evaluations():
     assert line(figure.axes[0], "forward").get_ydata().tolist() == [40, 30]
     assert figure.axes[0].get_ylim()[0] == 0 and {"accepted", "rejected", "tolerance"} <= labels(figure)
     drawn(figure)
+
+
+def test_evaluations_that_were_never_made_are_not_drawn():
+    rows = [{"step": 1.0, "train/nfe": 6.0, "train/backward_nfe": 0.0}, {"step": 2.0, "train/nfe": 0.0}]
+    assert labels(plots.evaluations(rows)) == {"forward"}
 
 
 @pytest.mark.parametrize("draw", [plots.learning_curves, plots.evaluations])

@@ -101,6 +101,8 @@ def _prediction(panel: Axes, row: _Row, c: int) -> None:
         panel.plot(times, edges[2], color=BLUE, label="median of draws")
     else:
         panel.plot(times, draws[0], color=BLUE, label="predicted")
+    if row.times.dtype.kind == "f" and (row.times == row.times.round()).all():
+        panel.locator_params(axis="x", integer=True)
     seen, scored = row.seen[:, c], row.scored[:, c]
     panel.plot(row.times[seen], row.observed[seen, c], "o", color=INK, markersize=4, label="observed, read")
     panel.plot(

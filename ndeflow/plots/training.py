@@ -22,11 +22,12 @@ def learning_curves(rows: Rows) -> Figure:
     """Training and validation loss over steps, then each penalty and each other validation metric in a panel.
 
     rows: one mapping a row, `step` among its columns; a column missing in a row is skipped. Logarithmic where values
-    are positive and span much.
+    are positive and span much. A validation metric z/NAME is left out beside NAME.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     penalties = [name for name in names if name.startswith(_PENALTY)]
-    metrics = [name for name in names if name.startswith("val/") and name not in _COST]
+    twins = {name.replace("val/", "val/z/", 1) for name in names}  # the same curve in other units
+    metrics = [name for name in names if name.startswith("val/") and name not in {*_COST, *twins}]
     figure, axes = panels(1 + len(penalties) + len(metrics), 4.2, 2.9, "Learning curves")
     _curves(axes[0], rows, {"train/loss": ("training", BLUE), "val/loss": ("validation", ORANGE)}, "loss")
     _mark_lowest(axes[0], *column(rows, "val/loss"))
@@ -40,7 +41,10 @@ def learning_curves(rows: Rows) -> Figure:
 
 @styled
 def evaluations(rows: Rows) -> Figure:
-    """Evaluations of the field forward and backward, steps accepted and rejected, and the worst error ratio."""
+    """Evaluations of the field forward and backward, steps accepted and rejected, and the worst error ratio.
+
+    What is always zero, such as the evaluations backward of an adjoint without any, is not drawn.
+    """
     wanted = [
         (
             "evaluations of the field",
@@ -53,10 +57,11 @@ def evaluations(rows: Rows) -> Figure:
         ("steps of the solver", {"train/accepted": ("accepted", GREEN), "train/rejected": ("rejected", PINK)}),
         ("worst error / tolerance", {"train/worst_error": ("worst error", INK)}),
     ]
-    names = {name for row in rows for name in row}
+    names = {name for row in rows for name, value in row.items() if value}
     present = [(label, curves) for label, curves in wanted if names & set(curves)] or wanted[:1]
     figure, axes = panels(len(present), 4.2, 2.9, "Cost of the solves")
     for panel, (label, curves) in zip(axes, present, strict=True):
+        curves = {name: kind for name, kind in curves.items() if name in names}
         error = "train/worst_error" in curves
         _curves(panel, rows, curves, label, counts=not error)
         if error:
@@ -86,7 +91,8 @@ def _curves(
     panel.set(xlabel="training step", title=label)
     panel.locator_params(axis="x", nbins=5)
     if counts:
-        panel.set_ylim(bottom=0)
+        top = max((np.nanmax(values, initial=0.0) for values in drawn), default=0.0)
+        panel.set_ylim(0, 1.08 * top if top > 0 else 1)
     else:
         set_scale(panel.yaxis, *drawn)
 
