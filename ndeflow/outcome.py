@@ -60,7 +60,9 @@ def interrupted(run: Run, assembly: Assembly, record: runs.Record, stop: Interru
 def failed(run: Run, assembly: Assembly, record: runs.Record, error: Exception) -> int:
     """One line on what went wrong and where; what was saved before stays; the exit status."""
     if first_process():
-        say(f"{described(error)}{_kept(run.folder)}", FAILED)
+        diverged = isinstance(error, SolveError) and assembly.trainer.global_step > 0 and run.last is None
+        cure = f"; if training diverged, lower optimizer.lr (step {assembly.trainer.global_step})" if diverged else ""
+        say(f"{described(error)}{cure}{_kept(run.folder)}", FAILED)
         with suppress(OSError):  # a full disk has been reported already
             write_atomically(run.folder / "error.txt", "".join(traceback.format_exception(error)).encode())
             record.write("failed", error=str(error))

@@ -93,6 +93,9 @@ def _check(config: Any) -> None:
         value = resources.value(config, key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
             raise ConfigError(f"expected {key} to be {what}, got {value!r}")
+    seed = resources.value(config, "seed")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"expected seed to be from 0 to {2**32 - 1}, got {seed}")
     epochs = resources.value(config, "trainer.max_epochs")
     if epochs is not None and epochs < -1:
         raise ConfigError(f"expected trainer.max_epochs to be at least 1, or -1 for no limit, got {epochs}")

@@ -68,11 +68,11 @@ def resume(request: Request, folder: Path) -> Run | None:
         print(f"{folder} has ended already (trainer.max_epochs=... trains it further)")
         print(outcome.summary(folder, resources.resolved(config)))
         return None
+    runs.share(folder)
     if last.exists():
         read_checkpoint(last)
     else:
         (folder / "metrics.csv").unlink(missing_ok=True)
-    runs.share(folder)
     data = make_data(config)
     resources.update(config, run_dir=str(folder))
     plain = resources.resolved(config)

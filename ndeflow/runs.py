@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ndeflow.tasks import Task
 
 _FOLDER = "NDEFLOW_RUN_DIR"  # tells the other processes of a parallel run which folder the first one made
+_LOCK = ".lock"
+_held: list[int] = []  # the descriptor of the lock, if any
 _WIDTH = 400  # characters of a message
 
 
@@ -63,14 +65,41 @@ def new_folder(name: str, given: str | None) -> Path:
 
 
 def share(folder: Path) -> None:
-    """Tell the processes that this one will start where the run lies."""
+    """Take the folder for this process, and tell those that it will start where the run lies.
+
+    Raises ValueError where another process trains there. The system lets go when this process ends, however it ends.
+    """
+    if first_process():
+        _lock(folder)
     os.environ[_FOLDER] = str(folder)
+
+
+def _lock(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    import fcntl
+
+    _release()
+    descriptor = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(f"another process is training in {folder}; wait until it ends, or stop it") from error
+    _held.append(descriptor)  # locked as long as it is open
+
+
+def _release() -> None:
+    while _held:
+        os.close(_held.pop())
 
 
 def abandon(folder: Path) -> None:
     """Remove a new folder in which nothing was written, and those around it that it leaves empty."""
     if first_process():
+        _release()
         with suppress(OSError):
+            (folder / _LOCK).unlink(missing_ok=True)
             for empty in (folder, *folder.parents[:2]):
                 empty.rmdir()
 

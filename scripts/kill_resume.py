@@ -3,7 +3,8 @@
 
     python scripts/kill_resume.py [--kills 20] [--recipe quickstart] [key=value ...]
 
-Prints one line a kill and exits 0 only if weights and metrics (times apart) agree bit for bit.
+A run that ends before all kills are done is followed by another. Exits 0 only if weights and metrics (times apart)
+agree bit for bit.
 """
 
 from __future__ import annotations
@@ -71,6 +72,21 @@ def differences(one: Path, other: Path) -> list[str]:
     return found
 
 
+def killed_run(folder: Path, start: list[str], seconds: float, most: int, rng: random.Random) -> int:
+    """A run in `folder`, killed and resumed up to `most` times until it ends; how often it was killed."""
+    kills = 0
+    while True:
+        begun = (folder / "config.yaml").exists()
+        words = [f"resume={folder}"] if begun else [*start, f"run_dir={folder}"]
+        if kills == most:
+            run_to_end(*words)
+            return kills
+        if not run_and_kill(rng.uniform(0.08, 0.2) * seconds, *words):
+            return kills
+        kills += 1
+        print(f"kill {kills}: {'resumed' if begun else 'started'}", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
@@ -80,22 +96,18 @@ def main() -> int:
     options = parser.parse_args()
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        calm, killed = Path(folder, "calm"), Path(folder, "killed")
-        start = [f"recipe={options.recipe}", *options.overrides]
+        calm, start = Path(folder, "calm"), [f"recipe={options.recipe}", *options.overrides]
         seconds = run_to_end(*start, f"run_dir={calm}")
-        print(f"undisturbed run: {seconds:.1f} s")
-        kills = 0
-        while kills < options.kills:
-            resumable = (killed / "checkpoints" / "last.ckpt").exists()
-            again = [f"resume={killed}"] if resumable else [*start, f"run_dir={killed}"]
-            if not run_and_kill(rng.uniform(0.08, 0.2) * seconds, *again):
-                break
-            kills += 1
-            print(f"kill {kills}: {'resumed' if resumable else 'started'}", flush=True)
-        run_to_end(f"resume={killed}")
-        found = differences(calm, killed)
-        print("identical" if not found else "DIFFERENT: " + ", ".join(found), f"after {kills} kills")
-        return 1 if found else 0
+        print(f"undisturbed run: {seconds:.1f} s", flush=True)
+        done = rounds = 0
+        while done < options.kills:
+            killed, rounds = Path(folder, f"killed{rounds}"), rounds + 1
+            done += killed_run(killed, start, seconds, options.kills - done, rng)
+            if found := differences(calm, killed):
+                print("DIFFERENT: " + ", ".join(found), f"after {done} kills")
+                return 1
+            print(f"identical after {done} kills in {rounds} run{'s' * (rounds > 1)}", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
