@@ -9,11 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ndeflow import claims, runs
+from ndeflow.data.loader import moved
 from ndeflow.numerics.solution import SolveError
-from ndeflow.runs import Run, first_process, say
+from ndeflow.runs import FAILED, Run, first_process, say
 from ndeflow.training.assembly import Assembly
 from ndeflow.training.figures import run_figures, task_figures, write_figures
 from ndeflow.training.files import write_atomically
@@ -21,7 +20,6 @@ from ndeflow.training.signals import Interrupted
 from ndeflow.training.table import read_table
 from ndeflow.training.trackers import finish
 
-FAILED = 1
 PLACES = {"plots": "plots", "metrics": "metrics.csv", "checkpoint": "checkpoints/best.ckpt", "results": "results.json"}
 TITLES = {
     "test/": "on the test split (best weights)",
@@ -73,11 +71,11 @@ def failed(run: Run, assembly: Assembly, record: runs.Record, error: Exception) 
 
 def described(error: Exception) -> str:
     """The error's message, its kind where that says more, and the place in the user's own code where it arose."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error}; free disk space, or train in another folder with run_dir="
     expected = isinstance(error, SolveError | FloatingPointError | OSError | ValueError)
     frames = reversed(traceback.extract_tb(error.__traceback__))
     where = next((frame for frame in frames if _is_own(frame.filename)), None)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{error}; free disk space, or train in another folder with run_dir="
     place = f" ({Path(where.filename).name}, line {where.lineno}, in {where.name})" if where else ""
     return f"{'' if expected else type(error).__name__ + ': '}{error}{place}"
 
@@ -117,10 +115,7 @@ def curves(run: Run) -> dict[str, Any]:
 def pictures(run: Run) -> dict[str, Any]:
     """The task's own figures of the first test batch."""
     batch = next(iter(run.data.test_dataloader()))
-    precise = next((p.dtype for p in run.task.parameters() if p.is_floating_point()), torch.float32)
-    device = next((p.device for p in run.task.parameters()), torch.device("cpu"))
-    batch = run.task.transfer_batch_to_device(batch._replace(ys=batch.ys.to(precise)), device, 0)
-    return task_figures(run.task, batch)
+    return task_figures(run.task, moved(batch, run.task.model, run.task.device))
 
 
 def summary(folder: Path, config: dict[str, Any]) -> str:

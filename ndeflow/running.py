@@ -15,7 +15,7 @@ from ndeflow.load import read_run
 from ndeflow.preview import preview
 from ndeflow.request import Request
 from ndeflow.resources import ConfigError
-from ndeflow.runs import Run, first_process, say
+from ndeflow.runs import FAILED, MISSING, MISUSED, Run, first_process, say
 from ndeflow.tasks import Task
 from ndeflow.training import provenance
 from ndeflow.training.assembly import Assembly, Settings, assemble
@@ -23,8 +23,6 @@ from ndeflow.training.checkpoints import CheckpointError, read_checkpoint
 from ndeflow.training.files import write_atomically
 from ndeflow.training.signals import Interrupted
 from ndeflow.training.table import read_table
-
-FAILED, USAGE, MISSING = 1, 2, 3
 
 
 def run(request: Request) -> int:
@@ -36,7 +34,7 @@ def run(request: Request) -> int:
     except MissingData as error:
         return say(error, MISSING)
     except (ConfigError, CheckpointError) as error:
-        return say(error, USAGE)
+        return say(error, MISUSED)
     except Exception as error:
         return say(outcome.described(error), FAILED)
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ndeflow.data import DataModule
     from ndeflow.tasks import Task
 
+FAILED, MISUSED, MISSING = 1, 2, 3
+"""Exit statuses of the commands: work that failed, a request not understood, data that are absent."""
+
 _FOLDER = "NDEFLOW_RUN_DIR"  # tells the other processes of a parallel run which folder the first one made
 _LOCK = ".lock"
 _held: list[int] = []  # the descriptor of the lock, if any

@@ -16,19 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ndeflow import predictions
-from ndeflow.contracts import Batch, Output
+from ndeflow.contracts import Output
 from ndeflow.data import DataWarning, MissingData, NewSeries
-from ndeflow.data.loader import take
+from ndeflow.data.loader import moved, take
 from ndeflow.load import read_run
 from ndeflow.models.base import Model
 from ndeflow.models.driven import PathDriven
 from ndeflow.models.trajectory import NeuralSDE
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.solution import SolveError
-from ndeflow.runs import say
+from ndeflow.runs import FAILED, MISSING, MISUSED, say
 from ndeflow.selection import COLUMNS, to_predict
 from ndeflow.training.files import write_atomically
 
@@ -141,23 +140,13 @@ def predicted(
     model: Model, series: NewSeries, request: Request, device: torch.device
 ) -> Iterator[tuple[NewSeries, Output]]:
     """The series, so many at once, and the model's output for them."""
-    real = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
     for numbers in torch.arange(len(series.ids)).split(request.batch_size):
-        batch = moved(take(series.batch, numbers), device, real)
+        batch = moved(take(series.batch, numbers), model, device)
         model.reseed(request.seed)
         with torch.no_grad():
             output = model(batch)
         chosen = numbers.tolist()
         yield NewSeries(batch, [series.ids[i] for i in chosen], [series.times[i] for i in chosen]), output
-
-
-def moved(batch: Batch, device: torch.device, real: torch.dtype) -> Batch:
-    """On the device; values and inputs in the model's precision, times in float64 where the device has it."""
-    values = {name: x.to(device) for name, x in batch._asdict().items() if isinstance(x, Tensor)}
-    values["ys"] = values["ys"].to(real)
-    if "inputs" in values:
-        values["inputs"] = values["inputs"].to(real)
-    return batch._replace(**values)
 
 
 def write_csv(path: Path, rows: predictions.Rows) -> None:
@@ -188,11 +177,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with told_once():
             print(sample(parse(arguments)))
     except MissingData as error:
-        return say(error, 3)
+        return say(error, MISSING)
     except (ValueError, ModuleNotFoundError) as error:
-        return say(error, 2)
+        return say(error, MISUSED)
     except (SolveError, OSError) as error:
-        return say(error, 1)
+        return say(error, FAILED)
     except KeyboardInterrupt:
         return say("interrupted, nothing was written", 130)
     return 0

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ndeflow.resources import ConfigError, listing
-from ndeflow.runs import say
+from ndeflow.runs import MISUSED, say
 
 USAGE = """python -m ndeflow.train recipe=NAME [option=value ...]
 python -m ndeflow.train resume=RUN_DIR [option=value ...]
@@ -23,7 +23,6 @@ trainer=gpu|ddp    other hardware
 
 exit status: 0 done, 1 failed, 2 command not understood, 3 data absent, 130 or 143 interrupted
 """
-USAGE_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         return say("interrupted", stop.exit_status)
     except ConfigError as error:
-        return say(error, USAGE_ERROR)
+        return say(error, MISUSED)
 
 
 def command(words: list[str]) -> int:
@@ -49,7 +48,7 @@ def command(words: list[str]) -> int:
     named = {word.lstrip("+").partition("=")[0].partition(".")[0] for word in words}
     if all("=" in word for word in words) and not named & {"recipe", "data", "resume"}:
         print(f"expected recipe=NAME, got none\n\n{listing()}\n\npython -m ndeflow.train --help tells more")
-        return USAGE_ERROR
+        return MISUSED
     if sweep:
         from ndeflow.sweep import run_all
 

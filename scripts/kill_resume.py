@@ -10,7 +10,6 @@ agree bit for bit.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import random
 import signal
@@ -22,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-TIMES = "time/"  # columns that measure this machine rather than the run
+from ndeflow.training.checkpoints import read_checkpoint
+from ndeflow.training.table import TIME, read_table
 
 
 def command(*overrides: str) -> list[str]:
@@ -50,13 +50,13 @@ def run_and_kill(after: float, *overrides: str) -> bool:
 
 def state(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint, and the step at which it was written."""
-    checkpoint = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    checkpoint = read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")
     return {**checkpoint["state_dict"], "global_step": torch.tensor(checkpoint["global_step"])}
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "metrics.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in csv.DictReader(file)]
+def rows(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run's table, less the columns that measure this machine rather than the run."""
+    return [{k: v for k, v in row.items() if not k.startswith(TIME)} for row in read_table(folder / "metrics.csv")]
 
 
 def differences(one: Path, other: Path) -> list[str]:

@@ -69,3 +69,14 @@ def order(sizes: list[float], errors: list[float]) -> float:
 def apart(a: Tensor, b: Tensor) -> float:
     """The largest difference relative to the largest entry of b."""
     return float((a - b).abs().max() / b.abs().max().clamp(min=1e-300))
+
+
+class Mixed(nn.Module):
+    """|dy/dt|^2 with a weight of its own, times its own context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+    def forward(self, field, t, y, dy, context, own):
+        return self.weight * own * dy.square().sum(dim=1)

@@ -15,8 +15,7 @@ import torch
 
 from ndeflow import resources, train
 from ndeflow.load import load
-from ndeflow.training.checkpoints import read_checkpoint
-from ndeflow.training.table import TIME, read_table
+from tests.training.tiny_training import assert_equal, best, reproducible
 
 ROOT = Path(__file__).parents[1]
 MINE = """
@@ -70,14 +69,6 @@ def ended(process, status=0):
     return out, err
 
 
-def weights(run):
-    return read_checkpoint(run / "checkpoints" / "best.ckpt")["state_dict"]
-
-
-def rows(run):
-    return [{k: v for k, v in row.items() if not k.startswith(TIME)} for row in read_table(run / "metrics.csv")]
-
-
 def test_without_a_recipe_all_are_listed(capsys):
     assert train.main([]) == 2
     shown = capsys.readouterr().out
@@ -119,7 +110,7 @@ def test_a_model_and_data_of_ones_own_train_with_a_regularizer_from_any_folder(f
     run = folder / "run"
     results = json.loads((run / "results.json").read_text())
     assert results["test/rmse"] < 0.5 and str(run.name) in out
-    columns = {name for row in rows(run) for name in row}
+    columns = {name for row in reproducible(run) for name in row}
     assert {"train/loss", "train/penalty/global_error", "train/nfe", "train/worst_error", "val/loss"} <= columns
     assert {"learning_curves.png", "predictions.png"} <= {p.name for p in (run / "plots").iterdir()}
     with pytest.raises(ValueError, match=r'trust=\["mine'):
@@ -136,9 +127,17 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(folder):
     _, err = ended(process, 143)
     assert "resume=cut" in err and len(err.strip().splitlines()) == 1
     ended(command(folder, "resume=cut"))
-    assert rows(folder / "cut") == rows(folder / "whole")
-    expected = weights(folder / "whole")
-    assert all(torch.equal(value, expected[name]) for name, value in weights(folder / "cut").items())
+    assert reproducible(folder / "cut") == reproducible(folder / "whole")
+    assert_equal(best(folder / "cut"), best(folder / "whole"))
+
+
+def test_two_processes_train_together(folder):
+    words = ["trainer=ddp", "+data.batch_size=8", "trainer.max_epochs=2", "quiet=true"]
+    _, err = ended(command(folder, "recipe=pendulum", *words, "run_dir=run"))
+    assert err == ""
+    results = json.loads((folder / "run" / "results.json").read_text())
+    assert results["test/rmse"] > 0
+    assert json.loads((folder / "run" / "run.json").read_text())["status"] == "finished"
 
 
 def test_a_learning_rate_that_breaks_training_is_said_in_one_line(folder):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ndeflow.contracts import Batch
 from ndeflow.numerics.seeds import mix
@@ -104,6 +104,14 @@ def take(split: Batch, rows: Tensor, *, trim: bool = True) -> Batch:
         index=split.index[rows],
     )
     return trimmed(chosen) if trim else chosen
+
+
+def moved(batch: Batch, model: nn.Module, device: torch.device) -> Batch:
+    """On the device, values and inputs in the precision of the model's parameters; times keep theirs."""
+    real = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    values = {name: x.to(device) for name, x in batch._asdict().items() if isinstance(x, Tensor)}
+    values |= {name: values[name].to(real) for name in ("ys", "inputs") if name in values}
+    return batch._replace(**values)
 
 
 def trimmed(batch: Batch) -> Batch:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ndeflow.contracts import Batch, Output
 from ndeflow.models.base import Model, OwnField
-from ndeflow.models.trajectory import draw_index, repeat_context
+from ndeflow.models.draws import check_draws, solve_draws
 from ndeflow.numerics.field import Controlled
 from ndeflow.numerics.paths import ControlPath, Hermite, augment
 from ndeflow.numerics.solution import Adjoint, Solver
@@ -38,8 +38,7 @@ class PathDriven(Model):
         adjoint: Adjoint | None = None,
     ) -> None:
         super().__init__(solver=solver, adjoint=adjoint)
-        if min(draws, eval_draws) < 1:
-            raise ValueError(f"expected at least one draw, got draws={draws}, eval_draws={eval_draws}")
+        check_draws(draws, eval_draws)
         if not 0 <= thinning < 1:
             raise ValueError(f"expected thinning in [0, 1), the share of values hidden in training, got {thinning}")
         self.counts, self.thinning, self.draws, self.eval_draws = counts, thinning, draws, eval_draws
@@ -64,16 +63,7 @@ class PathDriven(Model):
         count = self.draws if self.training else self.eval_draws
         path, times = self.control(self._thinned(batch)), self.times(batch)
         z0 = self.encode(path.value(times[:, :1]), batch)
-        solution = self.solve(
-            z0.repeat(count, 1),
-            times.repeat(count, 1),
-            context=repeat_context(path, count),
-            index=draw_index(batch.index, count),
-        )
-        zs = solution.ys.unflatten(0, (count, len(z0)))
-        prediction = torch.stack([self.decode(draw, batch) for draw in zs])
-        many = count > 1
-        return Output(prediction if many else prediction[0], (solution,), draws=many)
+        return solve_draws(self, z0, times, path, batch, self.decode, count)
 
     def _thinned(self, batch: Batch) -> Batch:
         if not (self.training and self.thinning):

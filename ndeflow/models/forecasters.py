@@ -27,8 +27,33 @@ class SeriesEncoder(nn.Module):
         return self.merge(code if batch.inputs is None else torch.cat([code, batch.inputs], dim=-1))
 
 
+class EncodedODE(NeuralODE):
+    """dz/dt = velocity(z) from z = encoder(batch), read by a decoder at each time."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        velocity: nn.Module,
+        decoder: nn.Module,
+        *,
+        solver: Solver | None,
+        adjoint: Adjoint | None,
+    ) -> None:
+        super().__init__(solver=solver, adjoint=adjoint)
+        self.encoder, self.velocity, self.decoder = encoder, velocity, decoder
+
+    def field(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
+        return self.velocity(y)
+
+    def encode(self, batch: Batch) -> Tensor:
+        return self.encoder(batch)
+
+    def decode(self, ys: Tensor, batch: Batch) -> Tensor:
+        return self.decoder(ys)
+
+
 @final
-class ODEInterpolator(NeuralODE):
+class ODEInterpolator(EncodedODE):
     """A deterministic latent ODE: the encoder reads the seen values backward to the first time, the latent state
     is solved over all times and decoded. After Rubanova et al. 2019, without the sampled initial state.
     """
@@ -44,23 +69,14 @@ class ODEInterpolator(NeuralODE):
         solver: Solver | None = None,
         adjoint: Adjoint | None = None,
     ) -> None:
-        super().__init__(solver=solver, adjoint=adjoint)
-        self.encoder = SeriesEncoder(channels, inputs, hidden, reverse=True)
-        self.velocity = MLP(hidden, hidden, width=width, depth=depth)
-        self.decoder = MLP(hidden, channels, width=width, depth=1)
-
-    def field(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
-        return self.velocity(y)
-
-    def encode(self, batch: Batch) -> Tensor:
-        return self.encoder(batch)
-
-    def decode(self, ys: Tensor, batch: Batch) -> Tensor:
-        return self.decoder(ys)
+        encoder = SeriesEncoder(channels, inputs, hidden, reverse=True)
+        velocity = MLP(hidden, hidden, width=width, depth=depth)
+        decoder = MLP(hidden, channels, width=width, depth=1)
+        super().__init__(encoder, velocity, decoder, solver=solver, adjoint=adjoint)
 
 
 @final
-class ODEForecaster(NeuralODE):
+class ODEForecaster(EncodedODE):
     """The encoder reads the seen values forward to the last of them; from there the latent state is solved over
     the times that follow. At times before, the prediction is the one at the last seen time.
     """
@@ -76,22 +92,12 @@ class ODEForecaster(NeuralODE):
         solver: Solver | None = None,
         adjoint: Adjoint | None = None,
     ) -> None:
-        super().__init__(solver=solver, adjoint=adjoint)
-        self.encoder = SeriesEncoder(channels, inputs, hidden, reverse=False)
-        self.velocity = MLP(hidden, hidden, width=width, depth=depth)
-        self.decoder = nn.Linear(hidden, channels)
-
-    def field(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
-        return self.velocity(y)
-
-    def encode(self, batch: Batch) -> Tensor:
-        return self.encoder(batch)
+        encoder = SeriesEncoder(channels, inputs, hidden, reverse=False)
+        velocity = MLP(hidden, hidden, width=width, depth=depth)
+        super().__init__(encoder, velocity, nn.Linear(hidden, channels), solver=solver, adjoint=adjoint)
 
     def times(self, batch: Batch) -> Tensor:
         return from_last_seen(batch)
-
-    def decode(self, ys: Tensor, batch: Batch) -> Tensor:
-        return self.decoder(ys)
 
 
 @final

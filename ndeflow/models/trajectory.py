@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ndeflow.contracts import Batch, Output
 from ndeflow.models.base import Model, OwnField
-from ndeflow.numerics.field import SDE, leaves, replace_leaves
+from ndeflow.models.draws import check_draws, solve_draws
+from ndeflow.numerics.field import SDE
 from ndeflow.numerics.solution import Adjoint, Solver
 
 
@@ -85,8 +86,7 @@ class NeuralSDE(Model):
         adjoint: Adjoint | None = None,
     ) -> None:
         super().__init__(solver=solver, adjoint=adjoint)
-        if min(draws, eval_draws) < 1:
-            raise ValueError(f"expected at least one draw, got draws={draws}, eval_draws={eval_draws}")
+        check_draws(draws, eval_draws)
         self.draws, self.eval_draws = draws, eval_draws
         object.__setattr__(self, "_dynamics", OwnSDE(self, noise_size))
 
@@ -120,18 +120,7 @@ class NeuralSDE(Model):
 
     def forward(self, batch: Batch) -> Output:
         count = self.draws if self.training else self.eval_draws
-        rows = len(batch.index)
-        context = repeat_context(self.context(batch), count)
-        solution = self.solve(
-            self.encode(batch).repeat(count, 1),
-            self.times(batch).repeat(count, 1),
-            context=context,
-            index=draw_index(batch.index, count),
-        )
-        ys = solution.ys.unflatten(0, (count, rows))
-        prediction = torch.stack([self.decode(draw, batch) for draw in ys])
-        many = count > 1
-        return Output(prediction if many else prediction[0], (solution,), draws=many)
+        return solve_draws(self, self.encode(batch), self.times(batch), self.context(batch), batch, self.decode, count)
 
 
 def first_seen(batch: Batch) -> Tensor:
@@ -139,13 +128,3 @@ def first_seen(batch: Batch) -> Tensor:
     first = batch.seen.to(torch.int8).argmax(dim=1, keepdim=True)
     value = batch.ys.gather(1, first).squeeze(1)
     return torch.where(batch.seen.any(dim=1), value, torch.zeros_like(value))
-
-
-def draw_index(index: Tensor, draws: int) -> Tensor:
-    """Keys of the noise of S draws of B rows, (S B,): the draw's number in the upper half of the key."""
-    return (index + (torch.arange(draws, device=index.device)[:, None] << 32)).flatten()
-
-
-def repeat_context(context: Any, draws: int) -> Any:
-    """A context of B rows repeated S times along the rows."""
-    return replace_leaves(context, [leaf.repeat(draws, *[1] * (leaf.dim() - 1)) for leaf in leaves(context)])

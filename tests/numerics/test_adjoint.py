@@ -18,7 +18,7 @@ from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.paths import ControlPath, Hermite
 from ndeflow.numerics.solve import solve
 from ndeflow.numerics.stochastic import Stochastic
-from tests.problems import Net, apart, start
+from tests.problems import Mixed, Net, apart, start
 
 TS = torch.tensor([0.0, 0.3, 0.3, 1.5], dtype=torch.float64)
 ROWS = torch.stack([TS, TS / 2, torch.zeros(4, dtype=torch.float64)])
@@ -86,17 +86,6 @@ def test_gradients_of_times_are_the_fields_rates(solver, adjoint):
         (grad,) = torch.autograd.grad(ys[:, j].sum(), ts, retain_graph=True)
         assert torch.allclose(grad[j], field(ts[j], ys[:, j]).sum(), rtol=1e-5)
         assert grad[3 - j].abs() < 1e-5
-
-
-class Mixed(nn.Module):
-    """|dy/dt|^2 with a weight of its own, times its own context."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
-
-    def forward(self, field, t, y, dy, context, own):
-        return self.weight * own * dy.square().sum(dim=1)
 
 
 def both(run, inputs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -16,20 +16,11 @@ from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.paths import Hermite
 from ndeflow.numerics.solution import SolveError
 from ndeflow.numerics.solve import solve
-from tests.problems import Net, apart, start
+from tests.problems import Mixed, Net, apart, start
 
 TS = torch.tensor([0.0, 0.3, 0.3, 1.5], dtype=torch.float64)
 ROWS = torch.stack([TS, TS / 2, torch.zeros(4, dtype=torch.float64)])
 TIGHT = RungeKutta("dopri5", 1e-10, 1e-10)
-
-
-class Mixed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
-
-    def forward(self, field, t, y, dy, context, own):
-        return self.weight * own * dy.square().sum(dim=1)
 
 
 @pytest.mark.parametrize("ts", [TS, ROWS, TS.flip(0)], ids=["shared", "rows", "backward"])

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
 from ndeflow.contracts import Problem
+from ndeflow.models import NeuralODE
 from ndeflow.numerics.paths import Linear
 from ndeflow.regularizers import EndTimeJitter
+from tests.models.series import irregular_batch
 
 
 def problem(ts, context=None):
@@ -41,3 +44,36 @@ def test_interior_times_and_control_paths_are_refused():
 def test_widths_outside_the_unit_interval_are_refused(width):
     with pytest.raises(ValueError, match="expected width"):
         EndTimeJitter(width)
+
+
+class FinalState(NeuralODE):
+    """Solves dy/dt = rate y freely from the first seen values and reads the final state."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(0.5))
+
+    def field(self, t, y):
+        return self.rate * y
+
+    def times(self, batch):
+        return batch.ts[:, [0, -1]]
+
+
+def test_training_passes_end_at_random_and_evaluation_exactly():
+    torch.manual_seed(0)
+    model, batch, jitter = FinalState(), irregular_batch(), EndTimeJitter(0.5)
+    exact = model(batch).solutions[0].ts
+    ends = []
+    for _ in range(3):
+        with model.prepared({"end": jitter}) as preparation:
+            output = model(batch)
+        solution = output.solutions[0]
+        ends.append(solution.ts[:, -1])
+        share = (ends[-1] - exact[:, 0]) / (exact[:, -1] - exact[:, 0])
+        assert (share - share[0]).abs().max() < 1e-6 and 0.5 <= share[0] <= 1.5 and abs(share[0] - 1) > 1e-4
+        grown = solution.ys[:, 0] * torch.exp(0.5 * (ends[-1] - exact[:, 0]))[:, None].float()
+        torch.testing.assert_close(output.prediction[:, -1], grown, rtol=1e-3, atol=1e-4)
+        assert jitter.penalty(model, output, batch, preparation.solved["end"]) == 0
+    assert not torch.equal(ends[0], ends[1])
+    torch.testing.assert_close(model(batch).solutions[0].ts, exact, rtol=0, atol=0)
