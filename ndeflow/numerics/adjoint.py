@@ -58,7 +58,7 @@ class Checkpointed(Adjoint):
         trace.steps.clear()  # the nodes are enough to take the steps again
         stats = statistics(system, trace, error, stiffness)
         stats.backward_nfe = tape.backward_nfe
-        return finish(system, read(system, trace, tape.plan, stacks), stats)
+        return finish(solver, system, read(system, trace, tape.plan, stacks), stats)
 
 
 class Tape:

@@ -15,6 +15,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
 from ndeflow.numerics.field import NOISE_TYPES, SDE
 from ndeflow.numerics.foreign import Call, Foreign
+from ndeflow.numerics.mesh import Place
 from ndeflow.numerics.seeds import mix
 from ndeflow.numerics.segments import adaptive_segments, fixed_segments
 from ndeflow.numerics.solution import Solution, SolveError
@@ -80,8 +81,9 @@ class TorchDiffEq(Foreign):
 
     def _failure(self, call: Call, error: AssertionError) -> SolveError:
         where, size = call.clock[0].detach().item(), ""
-        if call.log.times:
-            where, size = call.log.times[-1] + call.log.steps[-1], f", last step size {call.log.steps[-1]:.3g}"
+        if call.log.accepted:
+            _, t, h = call.log.accepted[-1]
+            where, size = t + h, f", last step size {h:.3g}"
         return SolveError(
             f"torchdiffeq gave up near time {where:.6g}{size}: {str(error)[:100]} ({self}); "
             "loosen rtol and atol, bound the field, or use float64"
@@ -106,7 +108,7 @@ class Rates:
         self._call.log.accept(t.detach().item(), self._sign * h.detach().item(), z)
 
     def _reject(self, t: Tensor, z: Tensor, h: Tensor) -> None:
-        self._call.log.rejected += 1
+        self._call.log.reject(t.detach().item(), self._sign * h.detach().item())
 
 
 def _torchdiffeq_methods() -> dict[str, Any]:
@@ -229,8 +231,7 @@ class TorchSDE(Foreign):
         else:
             settings["bm"] = Increments(leg, call.z, self.steps * first, TORCHSDE[method].area)
             start, size = leg.start.detach().item(), h.detach().item()
-            call.log.times += [start + n * size for n in range(count)]
-            call.log.steps += [size] * count
+            call.log.accepted += [Place(0, start + n * size, size) for n in range(count)]
         sdeint: Any = torchsde.sdeint
         if call.backward is not None:
             sdeint = torchsde.sdeint_adjoint

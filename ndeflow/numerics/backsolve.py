@@ -58,7 +58,7 @@ class Backsolve(Adjoint):
         inputs = [system.times, problem.y0, *replay.conditions(problem), *sweep.parameters]
         stats = statistics(system, trace, error, stiffness)
         stats.backward_nfe = sweep.backward_nfe
-        return finish(system, Adjoined.apply(sweep, packed, *inputs), stats)
+        return finish(solver, system, Adjoined.apply(sweep, packed, *inputs), stats)
 
 
 class Adjoined(torch.autograd.Function):

@@ -13,6 +13,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics.controllers import Controller, I
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.marching import Marching
+from ndeflow.numerics.mesh import Place
 from ndeflow.numerics.norms import stacked_norms
 from ndeflow.numerics.segments import Segments, adaptive_segments
 from ndeflow.numerics.solution import SolveError, Step
@@ -130,7 +131,7 @@ class RungeKutta(Marching):
                 theta = 1.0 if last else theta + dtheta
                 pace.previous, pace.dtheta = ratio, max(proposed, pace.dtheta) if last else proposed
             else:
-                trace.rejected += 1
+                trace.reject(Place(leg.segment, theta, dtheta), step)
                 pace.dtheta = proposed
                 if proposed < leg.resolution():
                     raise self._failure(leg, theta, step, trace, proposed, "the step size underflowed")

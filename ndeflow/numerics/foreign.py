@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
+from ndeflow.numerics.mesh import Mesh, Place, Rejection
 from ndeflow.numerics.segments import wide
 from ndeflow.numerics.solution import Solution, SolveError, Solver, Stats, Step
 from ndeflow.numerics.system import InitialValue
@@ -28,18 +29,23 @@ class Backward(NamedTuple):
 
 @dataclass
 class Log:
-    """The mesh a library reports as it runs: starts, sizes and packed states of accepted steps."""
+    """The mesh a library reports as it runs, in fractions of a segment from 0 to 1: times and sizes themselves.
 
-    times: list[float] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
+    states: packed, at the starts of the accepted steps.
+    """
+
+    accepted: list[Place] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
-    rejected: int = 0
 
     def accept(self, t: float, h: float, z: Tensor) -> None:
         """Add a step of size h, negative backward in time, from (t, z)."""
-        self.times.append(t)
-        self.steps.append(h)
+        self.accepted.append(Place(0, t, h))
         self.states.append(z.detach())
+
+    def reject(self, t: float, h: float) -> None:
+        """Note a rejected step; its error is not reported."""
+        self.rejected.append(Rejection(len(self.accepted), Place(0, t, h), None))
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Foreign(Solver):
     def integrate(self, problem: Problem) -> Solution:
         system = self._posed(problem)
         packed, stats = self.cross(system, problem.y0, wide(system.times), None)
-        return finish(system, packed, stats)
+        return finish(self, system, packed, stats)
 
     def integrate_adjoint(self, problem: Problem, seminorm: bool) -> Solution:
         """The solution, with gradients of y0, context, parameters and times by the library's continuous adjoint.
@@ -82,7 +88,7 @@ class Foreign(Solver):
             return self.integrate(problem)
         run = Isolated(self, system, seminorm)
         packed = Isolate.apply(run, *run.inputs)
-        return finish(system, packed, run.stats)
+        return finish(self, system, packed, run.stats)
 
     def step(
         self, problem: Problem, t: Tensor, y: Tensor, h: Tensor, carry: Any = None, noise: Tensor | None = None
@@ -202,12 +208,13 @@ class Isolate(torch.autograd.Function):
 def _statistics(system: InitialValue, log: Log) -> Stats:
     """The cost of all calls together, which all rows made, and the mesh as far as the library reports it."""
     y0 = system.problem.y0
-    times, steps = (wide(y0.new_zeros(0)).new_tensor(x).expand(system.rows, -1) for x in (log.times, log.steps))
+    mesh = Mesh(system.segments.edges.new_tensor([0.0, 1.0]), system.rows, log.accepted, log.rejected)
     states = None
     if system.problem.keep_mesh:
         states = [system.state(z) for z in log.states]
         states = torch.stack(states, dim=1) if states else y0.new_zeros(system.rows, 0, *system.shape)
     nfe, accepted, rejected, status = (
-        torch.full((system.rows,), count, device=y0.device) for count in (system.calls, len(log.times), log.rejected, 0)
+        torch.full((system.rows,), count, device=y0.device)
+        for count in (system.calls, len(log.accepted), len(log.rejected), 0)
     )
-    return Stats(nfe, accepted, rejected, status, times, steps, states=states, backward_nfe=[0])
+    return Stats(nfe, accepted, rejected, status, mesh, states=states, backward_nfe=[0])

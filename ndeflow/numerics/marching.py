@@ -59,7 +59,7 @@ class Marching(Solver):
 
     def integrate(self, problem: Problem) -> Solution:
         system = self.system(problem)
-        return solution(system, self.march(system))
+        return solution(self, system, self.march(system))
 
     def step(
         self,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from ndeflow.contracts import Problem
+from ndeflow.numerics.mesh import Attempts, Mesh
 
 
 class SolveError(RuntimeError):
@@ -21,7 +23,8 @@ class Stats:
 
     nfe, accepted, rejected: (B,) int64. nfe counts the evaluations in which a row was computed, rejected steps
     and starting heuristic included. status: (B,) int64, 0 = solved.
-    times, steps: (B, N), starts and sizes of the accepted steps, float64, never on the autograd graph.
+    mesh: where the solve stepped; it gives, when first read, `times` and `steps` (B, N), starts and sizes of the
+    accepted steps, float64, never on the autograd graph, and `attempts`, the rejected steps among the accepted ones.
     error: (B, N), each row's tolerance-scaled RMS local error: sqrt(mean((e / (atol + rtol max(|y0|, |y1|)))^2)).
     stiffness: (B, N), |k_s - k_{s-1}| / |g_s - g_{s-1}| (Hairer & Wanner II, p. 22), in 1 / time.
     error and stiffness are on the graph under adjoints with `differentiable_stats`; None where a method has none.
@@ -33,19 +36,35 @@ class Stats:
     accepted: Tensor
     rejected: Tensor
     status: Tensor
-    times: Tensor
-    steps: Tensor
+    mesh: Mesh
     error: Tensor | None = None
     stiffness: Tensor | None = None
     states: Tensor | None = None
     backward_nfe: list[int] | None = None
+
+    @property
+    def times(self) -> Tensor:
+        return self._accepted[0]
+
+    @property
+    def steps(self) -> Tensor:
+        return self._accepted[1]
+
+    @cached_property
+    def attempts(self) -> Attempts:
+        return self.mesh.attempts(self.error)
+
+    @cached_property
+    def _accepted(self) -> tuple[Tensor, Tensor]:
+        return self.mesh.steps()
 
 
 @dataclass
 class Solution:
     """ys: (B, T, *state) at ts: (T,) or (B, T), T save times followed by the problem's probes.
 
-    integrals: (B, T, K), one column an integrand (a field's own dq first); K may be 0.
+    integrals: (B, T, K), one column an integrand (a field's own dq first); K may be 0. problem, solver: what was
+    solved, and by which method.
     """
 
     ts: Tensor
@@ -53,6 +72,7 @@ class Solution:
     stats: Stats
     integrals: Tensor
     problem: Problem
+    solver: Solver
 
 
 class Step(NamedTuple):

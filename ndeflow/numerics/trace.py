@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ndeflow.numerics.solution import Solution, Stats, Step
+from ndeflow.numerics.mesh import Mesh, Place, Rejection
+from ndeflow.numerics.solution import Solution, Solver, Stats, Step
 from ndeflow.numerics.system import InitialValue, System
 
 
@@ -35,13 +36,22 @@ class Trace:
     z0: Tensor
     nodes: list[Node] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    rejected: int = 0
+    rejections: list[Rejection] = field(default_factory=list)
     nfe: int = 0
+
+    @property
+    def rejected(self) -> int:
+        return len(self.rejections)
 
     def accept(self, node: Node, step: Step) -> None:
         """Append one accepted step; its raw error is let go."""
         self.nodes.append(node)
         self.steps.append(step._replace(error=None))
+
+    def reject(self, place: Place, step: Step) -> None:
+        """Note one rejected step."""
+        ratio = None if step.ratio is None else step.ratio.detach()
+        self.rejections.append(Rejection(len(self.nodes), place, ratio))
 
     def estimates(self) -> tuple[Tensor | None, Tensor | None]:
         """Error and stiffness of the accepted steps, (B, N) each; None where the method has none."""
@@ -151,22 +161,20 @@ def _weight(weight: Tensor, stack: Tensor) -> Tensor:
     return weight.view(*weight.shape, *[1] * (stack.dim() - 2))
 
 
-def solution(system: InitialValue, trace: Trace) -> Solution:
+def solution(solver: Solver, system: InitialValue, trace: Trace) -> Solution:
     """The solution of a march, with all that autograd recorded of it."""
     how = plan(system, trace)
     packed = read(system, trace, how, gather(how, trace))
-    stats = statistics(system, trace, *trace.estimates())
-    return finish(system, packed, stats)
+    return finish(solver, system, packed, statistics(system, trace, *trace.estimates()))
 
 
-def finish(system: InitialValue, packed: Tensor, stats: Stats) -> Solution:
+def finish(solver: Solver, system: InitialValue, packed: Tensor, stats: Stats) -> Solution:
     """Unpack the states read at all times, (B, M, ...)."""
-    return Solution(system.times, system.state(packed), stats, system.integrals(packed), system.problem)
+    return Solution(system.times, system.state(packed), stats, system.integrals(packed), system.problem, solver)
 
 
 def statistics(system: InitialValue, trace: Trace, error: Tensor | None, stiffness: Tensor | None) -> Stats:
     """The cost of a march that all rows made together, and its mesh."""
-    times, steps = _mesh(system, trace)
     device, rows = system.problem.y0.device, system.rows
 
     def each(count: int) -> Tensor:
@@ -181,20 +189,14 @@ def statistics(system: InitialValue, trace: Trace, error: Tensor | None, stiffne
         accepted=each(len(trace.nodes)),
         rejected=each(trace.rejected),
         status=each(0),
-        times=times,
-        steps=steps,
+        mesh=Mesh(
+            system.segments.edges.detach(),
+            rows,
+            [Place(node.segment, node.theta, node.dtheta) for node in trace.nodes],
+            trace.rejections,
+        ),
         error=error,
         stiffness=stiffness,
         states=states,
         backward_nfe=[0],
     )
-
-
-def _mesh(system: InitialValue, trace: Trace) -> tuple[Tensor, Tensor]:
-    """Starts and sizes of the accepted steps, (B, N)."""
-    edges = system.segments.edges.detach()
-    segment = [node.segment for node in trace.nodes]
-    start, length = (x[segment].movedim(0, -1) for x in (edges[:-1], edges.diff(dim=0)))
-    fractions = edges.new_tensor([(node.theta, node.dtheta) for node in trace.nodes]).view(-1, 2)
-    times, steps = start + fractions[:, 0] * length, fractions[:, 1] * length
-    return times.expand(system.rows, -1), steps.expand(system.rows, -1)

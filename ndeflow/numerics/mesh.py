@@ -1,0 +1,72 @@
+"""Where a solve stepped: plain numbers while it marches, tensors once they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Attempts(NamedTuple):
+    """The attempted steps of a solve in their order, detached. B rows, A attempts, padded with zero steps.
+
+    times, steps: (B, A), starts and sizes, float64. error: (B, A), each row's tolerance-scaled RMS local error; None
+    where a method has none. accepted: (B, A) bool.
+    """
+
+    times: Tensor
+    steps: Tensor
+    error: Tensor | None
+    accepted: Tensor
+
+
+class Place(NamedTuple):
+    """A step from the fraction theta of a segment over dtheta of it."""
+
+    segment: int
+    theta: float
+    dtheta: float
+
+
+class Rejection(NamedTuple):
+    """A rejected step: how many had been accepted before it, where it was tried, its scaled error (B,) or None."""
+
+    after: int
+    place: Place
+    ratio: Tensor | None
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The steps that all rows attempted together. edges: (S + 1,) or (S + 1, B), of the segments, detached."""
+
+    edges: Tensor
+    rows: int
+    accepted: Sequence[Place]
+    rejected: Sequence[Rejection] = ()
+
+    def steps(self) -> tuple[Tensor, Tensor]:
+        """Starts and sizes of the accepted steps, (B, N)."""
+        return self._spans(self.accepted)
+
+    def attempts(self, error: Tensor | None) -> Attempts:
+        """All attempts, from the errors of the accepted steps (B, N)."""
+        count = len(self.accepted)
+        keys = [*(n + 0.5 for n in range(count)), *(rejection.after for rejection in self.rejected)]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        times, steps = self._spans([*self.accepted, *(r.place for r in self.rejected)])
+        accepted = torch.arange(times.shape[1], device=times.device) < count
+        if error is not None:
+            ratios = [r.ratio for r in self.rejected if r.ratio is not None]
+            error = torch.cat([error.detach(), *(ratio[:, None].to(error.dtype) for ratio in ratios)], dim=1)[:, order]
+        return Attempts(times[:, order], steps[:, order], error, accepted.expand(self.rows, -1)[:, order])
+
+    def _spans(self, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
+        segment = [place.segment for place in places]
+        start, length = (x[segment].movedim(0, -1) for x in (self.edges[:-1], self.edges.diff(dim=0)))
+        fractions = self.edges.new_tensor([place[1:] for place in places]).view(-1, 2)
+        times, steps = start + fractions[:, 0] * length, fractions[:, 1] * length
+        return times.expand(self.rows, -1), steps.expand(self.rows, -1)
