@@ -21,8 +21,8 @@ class Scripted(RungeKutta):
     first: float = 0.1
     taken: Any = None
 
-    def _first_step(self, leg: System, z: Tensor, slope: Tensor) -> float:
-        return self.first
+    def start(self, leg: System, z: Tensor, slope: Tensor) -> Tensor:
+        return leg.start.new_tensor(self.first)
 
     def advance(
         self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any = None, noise: Tensor | None = None

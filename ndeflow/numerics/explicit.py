@@ -1,4 +1,4 @@
-"""Adaptive explicit Runge-Kutta methods: one step, and the loop that accepts and rejects them."""
+"""Adaptive explicit Runge-Kutta methods: one step, the first step's size, and the loop."""
 
 from __future__ import annotations
 
@@ -13,28 +13,14 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics.controllers import Controller, I
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.marching import Marching
-from ndeflow.numerics.mesh import Place
 from ndeflow.numerics.norms import stacked_norms
+from ndeflow.numerics.pacing import Rules, Shared
 from ndeflow.numerics.segments import Segments, adaptive_segments
-from ndeflow.numerics.solution import SolveError, Step
+from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stages import combine, hermite_mid, stages
 from ndeflow.numerics.system import System
 from ndeflow.numerics.tableaus import PAIRS, Tableau
-from ndeflow.numerics.trace import Node, Trace
-
-
-@dataclass
-class Pace:
-    """What the controller remembers: the next step as a fraction of a segment of mean length `length`, the error
-    of the last accepted step."""
-
-    dtheta: float
-    length: float
-    previous: float = 1.0
-
-    def on(self, length: float) -> Pace:
-        """The same step size on a segment of another length."""
-        return Pace(min(1.0, self.dtheta * self.length / length), length, self.previous)
+from ndeflow.numerics.trace import Trace
 
 
 @final
@@ -73,6 +59,10 @@ class RungeKutta(Marching):
     def tableau(self) -> Tableau:
         return PAIRS[self.method]
 
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.controller, self.tableau.error_order + 1, self.max_steps, self.start, self.method)
+
     def check(self, problem: Problem) -> None:
         if isinstance(problem.field, SDE):
             raise ValueError("expected an ODE for RungeKutta, got an SDE; use solver=Stochastic()")
@@ -104,40 +94,17 @@ class RungeKutta(Marching):
         return Step(z1, error, ratio, stiffness, mid, ks[-1])
 
     def march(self, system: System) -> Trace:
-        z, k = system.open()
-        trace, pace, slope = Trace(z), None, k
+        z, slope = system.open()
+        trace = Trace(z)
+        pace = Shared(self.rules, trace)
         for leg in system.legs():
-            slope = leg.slope(z) if slope is None else slope
-            length = leg.mean_length()
-            pace = Pace(self._first_step(leg, z, slope), length) if pace is None else pace.on(length)
-            z, slope = self._cross(leg, z, slope, trace, pace), None
+            pace.enter(leg, slope)
+            slope = None
+            while pace.open:
+                t, h = pace.attempt()
+                pace.take(self.advance(pace.leg, t, pace.z, h, pace.carry))
         trace.nfe = system.calls
         return trace
-
-    def _cross(self, leg: System, z: Tensor, carry: Any, trace: Trace, pace: Pace) -> Tensor:
-        """March to the end of one segment, appending to the trace; `pace` is left as the next segment needs it."""
-        theta, fresh, order = 0.0, True, self.tableau.error_order + 1
-        while theta < 1.0:
-            last = theta + 1.01 * pace.dtheta >= 1.0
-            dtheta = 1.0 - theta if last else pace.dtheta
-            t, h = leg.moment(theta, dtheta)
-            step = self.advance(leg, t, z, h, carry)
-            assert step.ratio is not None
-            ratio = _mean_square(step.ratio, leg.moving) ** 0.5
-            proposed = dtheta * self.controller.factor(ratio, pace.previous, order)
-            if ratio <= 1.0:
-                trace.accept(Node(leg.segment, theta, dtheta, z, carry, fresh), step)
-                z, carry, fresh = step.y, step.carry, False
-                theta = 1.0 if last else theta + dtheta
-                pace.previous, pace.dtheta = ratio, max(proposed, pace.dtheta) if last else proposed
-            else:
-                trace.reject(Place(leg.segment, theta, dtheta), step)
-                pace.dtheta = proposed
-                if proposed < leg.resolution():
-                    raise self._failure(leg, theta, step, trace, proposed, "the step size underflowed")
-            if len(trace.nodes) + trace.rejected >= self.max_steps and theta < 1.0:
-                raise self._failure(leg, theta, step, trace, proposed, f"{self.max_steps} steps were not enough")
-        return z
 
     def _scaled(self, system: System, z0: Tensor, z1: Tensor, error: Tensor) -> Tensor:
         """e / (atol + rtol max(|z0|, |z1|)) over the judged part; the scale is a constant for autograd."""
@@ -145,45 +112,31 @@ class RungeKutta(Marching):
         return system.judged(error) / (size * self.rtol + self.atol)
 
     @torch.no_grad()
-    def _first_step(self, leg: System, z: Tensor, slope: Tensor) -> float:
-        """Hairer's starting step as a fraction of the segment; one evaluation.
+    def start(self, leg: System, z: Tensor, slope: Tensor) -> Tensor:
+        """Hairer's starting step as a fraction of the segment, 0-dim; non-finite where the start is.
 
-        Hairer, Norsett, Wanner 1993, section II.4, "Starting step size", with all lengths as fractions.
+        One evaluation, and no number read from the device. Hairer, Norsett, Wanner 1993, section II.4, "Starting
+        step size", with all lengths as fractions.
         """
         length = leg.length.to(z.dtype.to_real())
         rate = length * slope
         scale = leg.judged(z).abs() * self.rtol + self.atol
-        norms = [leg.size(leg.judged(x) / scale) for x in (z, rate)]
-        d0, d1 = torch.linalg.vector_norm(torch.stack(norms) / math.sqrt(leg.moving), dim=1).tolist()
-        if not math.isfinite(d0 + d1):
-            raise _non_finite_start(leg, slope, self)
-        h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else min(1.0, 0.01 * d0 / d1)
-        t, _ = leg.moment(h0, 0.0)
-        change = length * (leg(t.to(length.dtype), z + h0 * rate) - slope)
-        d2 = _mean_square(leg.size(leg.judged(change) / scale), leg.moving) ** 0.5 / h0
-        steepest = max(d1, d2) if math.isfinite(d2) else math.inf
-        h1 = max(1e-6, h0 * 1e-3) if steepest <= 1e-15 else (0.01 / steepest) ** (1 / (self.tableau.error_order + 1))
-        return min(1.0, 100 * h0, max(h1, h0 * 1e-3))
+        d0, d1 = (self._norm(leg, x, scale) for x in (z, rate))
+        h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, (0.01 * d0 / d1).clamp(max=1.0))
+        t = leg.start + leg.length * h0
+        change = length * (leg(t.to(length.dtype), z + h0.to(length.dtype) * rate) - slope)
+        d2 = self._norm(leg, change, scale) / h0
+        steepest = torch.where(d2.isfinite(), torch.maximum(d1, d2), math.inf)
+        least = h0 * 1e-3
+        h1 = (0.01 / steepest) ** (1 / self.rules.order)
+        h1 = torch.where(steepest <= 1e-15, least.clamp(min=1e-6), h1)
+        dtheta = torch.minimum(100 * h0, torch.maximum(h1, least)).clamp(max=1.0)
+        return torch.where((d0 + d1).isfinite(), dtheta, math.nan)
 
-    def _failure(self, leg: System, theta: float, step: Step, trace: Trace, dtheta: float, reason: str) -> SolveError:
-        """The error for a march that stops at a fraction theta of a segment; names the worst row."""
-        assert step.ratio is not None
-        ratio = step.ratio.detach().nan_to_num(nan=math.inf, posinf=math.inf)
-        row = int(ratio.argmax())
-        t, h = leg.row_moment(theta, dtheta, row)
-        broken = not math.isfinite(ratio[row].item())
-        what = "the field is non-finite there" if broken else f"its scaled error is {ratio[row].item():.3g}"
-        cure = "loosen rtol and atol, raise max_steps or solve in float64"
-        cure = "bound the field or its parameters" if broken else cure
-        return SolveError(
-            f"{reason} at time {t:.6g} with step size {h:.3g} in row {row}: {what} "
-            f"({self.method}, {len(trace.nodes)} steps accepted, {trace.rejected} rejected); {cure}"
-        )
-
-
-def _mean_square(ratio: Tensor, moving: int) -> float:
-    """The mean square of the rows' scaled errors over the rows that move; one host read."""
-    return torch.linalg.vector_norm(ratio.detach()).item() ** 2 / moving
+    def _norm(self, leg: System, z: Tensor, scale: Tensor) -> Tensor:
+        """The root mean square of the judged part of z over the rows that move, as wide as times are."""
+        sizes = leg.size(leg.judged(z) / scale).to(leg.start.dtype)
+        return torch.linalg.vector_norm(sizes) / math.sqrt(leg.moving)
 
 
 def stiffness_floor(dtype: torch.dtype) -> float:
@@ -197,13 +150,3 @@ def _stiffness(k0: Tensor, k1: Tensor, g0: Tensor, g1: Tensor) -> Tensor:
     floors = norms[2:].detach() * stiffness_floor(norms.dtype) + torch.finfo(norms.dtype).tiny
     rise, run = torch.hypot(norms[:2], floors).unbind()
     return rise / run
-
-
-def _non_finite_start(leg: System, slope: Tensor, solver: RungeKutta) -> SolveError:
-    bad = slope.isfinite().reshape(len(slope), -1).all(dim=1).logical_not()
-    row = int(bad.int().argmax())
-    t, h = leg.row_moment(0.0, 1.0, row)
-    return SolveError(
-        f"the state or its rate is non-finite at time {t:.6g} in row {row}, before the first step over {h:.3g} "
-        f"({solver.method}); look for NaN in the inputs or in the field's parameters"
-    )

@@ -56,8 +56,8 @@ def test_dense_output_has_its_local_order(method, expected):
 class OneStep(RungeKutta):
     """One step over the whole span, always accepted."""
 
-    def _first_step(self, leg, z, slope):
-        return 1.0
+    def start(self, leg, z, slope):
+        return torch.ones_like(leg.start)
 
     def advance(self, *arguments, **options):
         step = super().advance(*arguments, **options)

@@ -1,0 +1,145 @@
+"""The pace of an adaptive march: which step is tried next, which is kept, and when to give up."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from ndeflow.numerics.controllers import Controller
+from ndeflow.numerics.mesh import Place
+from ndeflow.numerics.solution import SolveError, Step
+from ndeflow.numerics.system import System
+from ndeflow.numerics.trace import Node, Trace
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a pace must know of its solver.
+
+    order: of the error, one more than the less accurate method's. max_steps: attempts before SolveError. start:
+    (leg, z, slope) -> the first step as a fraction of the leg, non-finite where the start is. method: a name for
+    messages.
+    """
+
+    controller: Controller
+    order: int
+    max_steps: int
+    start: Callable[[System, Tensor, Tensor], Tensor]
+    method: str
+
+
+class Pace(ABC):
+    """The memory of one march: `enter` a segment, then try `attempt()` and `take` its step until it is not `open`.
+
+    leg, z, carry: what the next step starts from. Accepted steps go to the trace.
+    """
+
+    leg: System
+    z: Tensor
+    carry: Any
+
+    def __init__(self, rules: Rules, trace: Trace) -> None:
+        self.rules, self.trace = rules, trace
+
+    @property
+    @abstractmethod
+    def open(self) -> bool:
+        """Whether a row is still short of the segment's end."""
+
+    @abstractmethod
+    def enter(self, leg: System, slope: Tensor | None) -> None:
+        """Go on from z into a segment. slope: dz/dt there; None: it is evaluated."""
+
+    @abstractmethod
+    def attempt(self) -> tuple[Tensor, Tensor]:
+        """t and h of the next step to be tried."""
+
+    @abstractmethod
+    def take(self, step: Step) -> None:
+        """Judge the step that was tried; raises SolveError where the march cannot go on."""
+
+
+@final
+class Shared(Pace):
+    """One step for all rows, judged by the root mean square of the errors of the rows that move.
+
+    dtheta: the next step as a fraction of a segment of mean length `length`. previous: the last accepted error.
+    """
+
+    def __init__(self, rules: Rules, trace: Trace) -> None:
+        super().__init__(rules, trace)
+        self.z = trace.z0
+        self.length, self.dtheta, self.previous, self.theta = 0.0, 0.0, 1.0, 1.0
+
+    @property
+    def open(self) -> bool:
+        return self.theta < 1.0
+
+    def enter(self, leg: System, slope: Tensor | None) -> None:
+        self.leg, self.carry = leg, leg.slope(self.z) if slope is None else slope
+        length = leg.mean_length()
+        self.dtheta = min(1.0, self.dtheta * self.length / length) if self.length else self._first()
+        self.length, self.theta, self.fresh = length, 0.0, True
+
+    def attempt(self) -> tuple[Tensor, Tensor]:
+        self.last = self.theta + 1.01 * self.dtheta >= 1.0
+        self.size = 1.0 - self.theta if self.last else self.dtheta
+        return self.leg.moment(self.theta, self.size)
+
+    def take(self, step: Step) -> None:
+        assert step.ratio is not None
+        ratio = (torch.linalg.vector_norm(step.ratio.detach()).item() ** 2 / self.leg.moving) ** 0.5
+        proposed = self.size * self.rules.controller.factor(ratio, self.previous, self.rules.order)
+        if ratio <= 1.0:
+            self.dtheta = max(proposed, self.dtheta) if self.last else proposed
+            self._accept(step, ratio)
+        else:
+            self.trace.reject(Place(self.leg.segment, self.theta, self.size), step)
+            self.dtheta = proposed
+            if proposed < self.leg.resolution():
+                raise self._failure(step, proposed, "the step size underflowed")
+        if len(self.trace.nodes) + self.trace.rejected >= self.rules.max_steps and self.open:
+            raise self._failure(step, proposed, f"{self.rules.max_steps} steps were not enough")
+
+    def _accept(self, step: Step, ratio: float) -> None:
+        self.trace.accept(Node(self.leg.segment, self.theta, self.size, self.z, self.carry, self.fresh), step)
+        self.z, self.carry, self.fresh = step.y, step.carry, False
+        self.theta = 1.0 if self.last else self.theta + self.size
+        self.previous = ratio
+
+    def _first(self) -> float:
+        dtheta = self.rules.start(self.leg, self.z, self.carry).item()
+        if not math.isfinite(dtheta):
+            raise _non_finite_start(self.leg, self.z, self.carry, self.rules)
+        return dtheta
+
+    def _failure(self, step: Step, dtheta: float, reason: str) -> SolveError:
+        """The error for a march that stops at a fraction theta of a segment; names the worst row."""
+        assert step.ratio is not None
+        ratio = step.ratio.detach().nan_to_num(nan=math.inf, posinf=math.inf)
+        row = int(ratio.argmax())
+        t, h = self.leg.row_moment(self.theta, dtheta, row)
+        broken = not math.isfinite(ratio[row].item())
+        what = "the field is non-finite there" if broken else f"its scaled error is {ratio[row].item():.3g}"
+        cure = "loosen rtol and atol, raise max_steps or solve in float64"
+        cure = "bound the field or its parameters" if broken else cure
+        return SolveError(
+            f"{reason} at time {t:.6g} with step size {h:.3g} in row {row}: {what} ({self.rules.method}, "
+            f"{len(self.trace.nodes)} steps accepted, {self.trace.rejected} rejected); {cure}"
+        )
+
+
+def _non_finite_start(leg: System, z: Tensor, slope: Tensor, rules: Rules) -> SolveError:
+    bad = (z + slope).isfinite().flatten(1).all(dim=1).logical_not()
+    row = int(bad.int().argmax())
+    t, h = leg.row_moment(0.0, 1.0, row)
+    return SolveError(
+        f"the state or its rate is non-finite at time {t:.6g} in row {row}, before the first step over {h:.3g} "
+        f"({rules.method}); look for NaN in the inputs or in the field's parameters"
+    )
