@@ -11,9 +11,11 @@ from torch import Tensor
 from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
 from ndeflow.numerics.marching import Marching
-from ndeflow.numerics.solution import Adjoint, Solution, Solver, Step
+from ndeflow.numerics.reverse import CompiledReverse, EagerReverse
+from ndeflow.numerics.solution import Adjoint, Solution, Solver
 from ndeflow.numerics.system import InitialValue
-from ndeflow.numerics.trace import Node, Plan, Trace, finish, gather, plan, read, statistics
+from ndeflow.numerics.tape import Tape
+from ndeflow.numerics.trace import finish, read, solution, statistics
 
 
 @final
@@ -24,7 +26,13 @@ class Direct(Adjoint):
     differentiable_stats: ClassVar[bool] = True
 
     def __call__(self, solver: Solver, problem: Problem) -> Solution:
-        return solver.integrate(problem)
+        if not isinstance(solver, Marching):
+            return solver.integrate(problem)
+        system, recording = solver.system(problem), replay.records(problem)
+        solver.engage(system, recording)
+        if recording and system.engine is not None:
+            return replayed(solver, system)
+        return solution(solver, system, solver.march(system))
 
 
 @final
@@ -47,52 +55,23 @@ class Checkpointed(Adjoint):
                 f"expected a solver that marches by steps for Checkpointed, got {type(solver).__name__}; use Direct()"
             )
         replay.needs_module(problem, "Checkpointed")
-        if not torch.is_grad_enabled():
-            return solver.integrate(problem)
-        system, ambient = solver.system(problem), replay.Ambient.of(problem.y0)
-        with torch.no_grad(), ambient():
-            trace = solver.march(system)
-        tape = Tape(solver, system, trace, ambient)
-        inputs = [system.segments.edges, problem.y0, *replay.conditions(problem), *tape.parameters]
-        error, stiffness, *stacks = Replay.apply(tape, *inputs)
-        trace.steps.clear()  # the nodes are enough to take the steps again
-        stats = statistics(system, trace, error, stiffness)
-        stats.backward_nfe = tape.backward_nfe
-        return finish(solver, system, read(system, trace, tape.plan, stacks), stats)
+        system, recording = solver.system(problem), replay.records(problem)
+        solver.engage(system, recording)
+        return replayed(solver, system) if recording else solution(solver, system, solver.march(system))
 
 
-class Tape:
-    """What the backward pass needs of a forward pass beside its input tensors."""
-
-    def __init__(self, solver: Marching, system: InitialValue, trace: Trace, ambient: replay.Ambient) -> None:
-        self.solver, self.system, self.trace, self.ambient = solver, system, trace, ambient
-        self.plan = plan(system, trace)
-        self.parameters = replay.parameters(system.problem)
-        self.backward_nfe = [0]
-
-    def outputs(self, trace: Trace) -> tuple[Tensor | None, ...]:
-        """Error and stiffness (B, N) or None, and the tensors that the save times are read from."""
-        return *trace.estimates(), *gather(self.plan, trace)
-
-    def retake(self, leg: InitialValue, node: Node, z: Tensor, carry: Any) -> tuple[Any, Step]:
-        """A step taken again from (z, carry); a fresh carry is made anew. Returns the carry and the step."""
-        if node.fresh:
-            carry = self.solver.begin(leg, leg.start, z, leg.slope(z))
-        t, h = leg.moment(node.theta, node.dtheta)
-        return carry, self.solver.advance(leg, t, z, h, carry, node.noise)
-
-    def again(self, edges: Tensor, y0: Tensor, conditions: list[Tensor]) -> tuple[Tensor | None, ...]:
-        """The outputs on the graph of these inputs, on the same mesh."""
-        system = replay.conditioned(self.system, conditions, edges)
-        z = system.join(y0, None)
-        trace, carry = Trace(z), None
-        with self.ambient():
-            for node in self.trace.nodes:
-                carry, step = self.retake(system.at(node.segment), node, z, carry)
-                trace.accept(node._replace(z=z, carry=carry), step)
-                z, carry = step.y, step.carry
-        self.backward_nfe[0] += system.calls
-        return self.outputs(trace)
+def replayed(solver: Marching, system: InitialValue) -> Solution:
+    """The solution of a march that autograd does not record, with gradients by taking its steps again."""
+    problem, ambient = system.problem, replay.Ambient.of(system.problem.y0)
+    with torch.no_grad(), ambient():
+        trace = solver.march(system)
+    tape = Tape(solver, system, trace, ambient)
+    inputs = [system.segments.edges, problem.y0, *replay.conditions(problem), *tape.parameters]
+    error, stiffness, *stacks = Replay.apply(tape, *inputs)
+    trace.steps.clear()  # the nodes are enough to take the steps again
+    stats = statistics(system, trace, error, stiffness)
+    stats.backward_nfe = tape.backward_nfe
+    return finish(solver, system, read(system, trace, tape.plan, stacks), stats)
 
 
 class Replay(torch.autograd.Function):
@@ -113,78 +92,5 @@ class Replay(torch.autograd.Function):
         if torch.is_grad_enabled():
             outputs = tape.again(edges, y0, conditions)
             return None, *replay.grads(outputs, inputs, cotangents, create_graph=True)
-        return None, *Reverse(tape, edges, conditions).run(*cotangents)
-
-
-class Reverse:
-    """The reverse sweep over the steps of a tape: one vector-Jacobian product a step."""
-
-    def __init__(self, tape: Tape, edges: Tensor, conditions: list[Tensor]) -> None:
-        self.tape = tape
-        self.edges = replay.detached(edges)
-        self.conditions = [replay.detached(c) for c in conditions]
-        self.system = replay.conditioned(tape.system, self.conditions, self.edges)
-        self.inputs = [self.edges, *self.conditions, *tape.parameters]
-        self.totals: list[Tensor | None] = [None] * len(self.inputs)
-
-    def run(self, error: Tensor | None, stiffness: Tensor | None, *stacks: Tensor | None) -> list[Tensor | None]:
-        """Gradients of (edges, y0, *conditions, *parameters)."""
-        nodes, reads = self.tape.trace.nodes, Reads.of(self.tape.plan, stacks)
-        z, carry = reads.states.get(len(nodes)), []
-        with torch.enable_grad(), self.tape.ambient():
-            for n in reversed(range(len(nodes))):
-                rows = [None if x is None else x[:, n] for x in (error, stiffness)]
-                z, carry = self._step(n, z, [*carry], reads, rows)
-        self.tape.backward_nfe[0] += self.system.calls
-        edges, *rest = self.totals
-        return [edges, None if z is None else self.system.state(z), *rest]
-
-    def _step(
-        self, n: int, z1: Tensor | None, carry1: list[Tensor | None], reads: Reads, rows: list[Tensor | None]
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """From cotangents of the state and carry after step n to those before it; the rest goes to the totals."""
-        node = self.tape.trace.nodes[n]
-        z = node.z.detach().requires_grad_()
-        inputs = [] if node.fresh else [x.detach().requires_grad_() for x in replay.carried(node.carry)]
-        given = None if node.fresh else replay.like_carry(node.carry, inputs)
-        carry, step = self.tape.retake(self._leg(node.segment), node, z, given)
-        after = replay.carried(step.carry)
-        carry1 = carry1 or [None] * len(after)
-        if n in reads.k1:
-            carry1[0] = replay.plus(carry1[0], reads.k1[n])
-        outputs = [step.y, *after, step.mid, step.ratio, step.stiffness]
-        cotangents = [z1, *carry1, reads.mid.get(n), *rows]
-        if node.fresh:
-            outputs, cotangents = [*outputs, *replay.carried(carry)[:1]], [*cotangents, reads.k0.get(n)]
-        before, *rest = replay.grads(outputs, [z, *inputs, *self.inputs], cotangents)
-        self.totals = [replay.plus(a, b) for a, b in zip(self.totals, rest[len(inputs) :], strict=True)]
-        carry0 = rest[: len(inputs)]
-        if n in reads.k0 and not node.fresh:
-            carry0[0] = replay.plus(carry0[0], reads.k0[n])
-        return replay.plus(before, reads.states.get(n)), carry0
-
-    def _leg(self, segment: int) -> InitialValue:
-        return self.system.at(segment)
-
-
-@dataclass
-class Reads:
-    """Cotangents of what the save times were read from: of state n, and of k0, mid, k1 of step n."""
-
-    states: dict[int, Tensor]
-    k0: dict[int, Tensor]
-    mid: dict[int, Tensor]
-    k1: dict[int, Tensor]
-
-    @classmethod
-    def of(cls, plan: Plan, stacks: tuple[Tensor | None, ...]) -> Reads:
-        names = {1: "z", 2: "zy", 5: "zkmyl"}[plan.stacks]
-        reads = cls({}, {}, {}, {})
-        for name, stack in zip(names, stacks, strict=True):
-            if stack is None:
-                continue
-            into = {"z": reads.states, "y": reads.states, "k": reads.k0, "m": reads.mid, "l": reads.k1}[name]
-            for n, cotangent in zip(plan.needed, stack.unbind(), strict=True):
-                n = n + 1 if name == "y" else n
-                into[n] = cotangent if n not in into else into[n] + cotangent
-        return reads
+        sweep = EagerReverse if tape.system.engine is None or edges.requires_grad else CompiledReverse
+        return None, *sweep(tape, edges, conditions).run(*cotangents)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
+from ndeflow.numerics.compilation import engine_for
 from ndeflow.numerics.controllers import Controller, I
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.marching import Marching
@@ -18,9 +19,12 @@ from ndeflow.numerics.pacing import Rules, Shared
 from ndeflow.numerics.segments import Segments, adaptive_segments
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stages import combine, hermite_mid, stages
-from ndeflow.numerics.system import System
+from ndeflow.numerics.stepper import Eager
+from ndeflow.numerics.system import InitialValue, System
 from ndeflow.numerics.tableaus import PAIRS, Tableau
 from ndeflow.numerics.trace import Trace
+
+COMPILE = ("auto", "on", "off")
 
 
 @final
@@ -36,6 +40,11 @@ class RungeKutta(Marching):
     eps^(2/3) |k_s| and eps^(2/3) |g_s|: at the floor it is the solution's own rate |dy/dt| / |y|, not stiff, and
     its gradient vanishes instead of being rounding noise.
 
+    compile: "on": steps and their gradients run as machine code, compiled at the first solve (about half a minute for a
+    field, kept on disk; the answers are those of the eager loop to rounding); "off": never; "auto": once a field has
+    spent `compile_after` evaluations in solves that record gradients, where a C++ compiler is there. What a field must
+    not do to be compiled is said when it does: with "on" as ValueError, with "auto" in the log.
+
     max_steps: attempted steps before SolveError. Raises ValueError at construction for an unknown method or
     non-positive tolerances, at the solve for tolerances below 10 eps of the state's dtype, and for an SDE.
     Hairer, Norsett, Wanner 1993, "Solving ordinary differential equations I", section II.4.
@@ -46,12 +55,16 @@ class RungeKutta(Marching):
     atol: float = 1e-4
     controller: Controller = I()
     max_steps: int = 10_000
+    compile: str = "auto"
+    compile_after: int = 100_000
 
     def __post_init__(self) -> None:
         if self.method not in PAIRS:
             raise ValueError(f"expected method {', '.join(PAIRS)}, got {self.method!r}")
         if self.rtol < 0 or self.atol <= 0:
             raise ValueError(f"expected rtol >= 0 and atol > 0, got rtol {self.rtol}, atol {self.atol}")
+        if self.compile not in COMPILE:
+            raise ValueError(f"expected compile {', '.join(COMPILE)}, got {self.compile!r}")
         if self.max_steps < 1:
             raise ValueError(f"expected max_steps of at least 1, got {self.max_steps}")
 
@@ -61,7 +74,7 @@ class RungeKutta(Marching):
 
     @property
     def rules(self) -> Rules:
-        return Rules(self.controller, self.tableau.error_order + 1, self.max_steps, self.start, self.method)
+        return Rules(self.controller, self.tableau.error_order + 1, self.max_steps, self.method)
 
     def check(self, problem: Problem) -> None:
         if isinstance(problem.field, SDE):
@@ -93,16 +106,20 @@ class RungeKutta(Marching):
             mid = hermite_mid(z, z1, h, ks[0], ks[-1])
         return Step(z1, error, ratio, stiffness, mid, ks[-1])
 
+    def engage(self, system: InitialValue, recording: bool) -> None:
+        system.engine = engine_for(self, system, recording)
+
     def march(self, system: System) -> Trace:
-        z, slope = system.open()
+        stepper = system.engine or Eager(self, system, self.start)
+        z, slope = stepper.open()
         trace = Trace(z)
-        pace = Shared(self.rules, trace)
+        pace = Shared(self.rules, stepper, trace)
         for leg in system.legs():
             pace.enter(leg, slope)
             slope = None
             while pace.open:
                 t, h = pace.attempt()
-                pace.take(self.advance(pace.leg, t, pace.z, h, pace.carry))
+                pace.take(stepper.step(pace.leg, t, pace.z, h, pace.carry))
         trace.nfe = system.calls
         return trace
 
@@ -136,7 +153,7 @@ class RungeKutta(Marching):
     def _norm(self, leg: System, z: Tensor, scale: Tensor) -> Tensor:
         """The root mean square of the judged part of z over the rows that move, as wide as times are."""
         sizes = leg.size(leg.judged(z) / scale).to(leg.start.dtype)
-        return torch.linalg.vector_norm(sizes) / math.sqrt(leg.moving)
+        return torch.linalg.vector_norm(sizes) / leg.moving**0.5
 
 
 def stiffness_floor(dtype: torch.dtype) -> float:

@@ -140,17 +140,18 @@ def leaves(context: Any) -> list[Tensor]:
 
 def replace_leaves(context: Any, new: Sequence[Tensor]) -> Any:
     """The same context made of other tensors, as many and in the order of `leaves`."""
-    return _rebuilt(context, iter(new))
+    return rebuilt(context, iter(new))
 
 
-def _rebuilt(context: Any, new: Iterator[Tensor]) -> Any:
+def rebuilt(context: Any, new: Iterator[Tensor]) -> Any:
+    """The same context made of other tensors, taken from `new` in the order of `leaves`."""
     if isinstance(context, Tensor):
         return next(new)
     if isinstance(context, ControlPath):
-        return context.rebuild([next(new) for _ in context.leaves()])
+        return context.rebuild(new)
     if context is None:
         return None
-    return context._replace(**{name: _rebuilt(part, new) for name, part in _parts(context)})
+    return context._replace(**{name: rebuilt(part, new) for name, part in _parts(context)})
 
 
 def _parts(context: Any) -> list[tuple[str, Any]]:

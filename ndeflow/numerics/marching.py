@@ -57,6 +57,9 @@ class Marching(Solver):
         self.check(problem)
         return InitialValue(problem, self.cut(problem))
 
+    def engage(self, system: InitialValue, recording: bool) -> None:  # noqa: B027
+        """Give the system an engine, where this solver has one for it; recording: the solve records gradients."""
+
     def integrate(self, problem: Problem) -> Solution:
         system = self.system(problem)
         return solution(self, system, self.march(system))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from ndeflow.numerics.controllers import Controller
 from ndeflow.numerics.mesh import Place
 from ndeflow.numerics.solution import SolveError, Step
+from ndeflow.numerics.stepper import Stepper
 from ndeflow.numerics.system import System
 from ndeflow.numerics.trace import Node, Trace
 
@@ -22,15 +22,13 @@ from ndeflow.numerics.trace import Node, Trace
 class Rules:
     """What a pace must know of its solver.
 
-    order: of the error, one more than the less accurate method's. max_steps: attempts before SolveError. start:
-    (leg, z, slope) -> the first step as a fraction of the leg, non-finite where the start is. method: a name for
-    messages.
+    order: of the error, one more than the less accurate method's. max_steps: attempts before SolveError. method: a
+    name for messages.
     """
 
     controller: Controller
     order: int
     max_steps: int
-    start: Callable[[System, Tensor, Tensor], Tensor]
     method: str
 
 
@@ -44,8 +42,8 @@ class Pace(ABC):
     z: Tensor
     carry: Any
 
-    def __init__(self, rules: Rules, trace: Trace) -> None:
-        self.rules, self.trace = rules, trace
+    def __init__(self, rules: Rules, stepper: Stepper, trace: Trace) -> None:
+        self.rules, self.stepper, self.trace = rules, stepper, trace
 
     @property
     @abstractmethod
@@ -72,8 +70,8 @@ class Shared(Pace):
     dtheta: the next step as a fraction of a segment of mean length `length`. previous: the last accepted error.
     """
 
-    def __init__(self, rules: Rules, trace: Trace) -> None:
-        super().__init__(rules, trace)
+    def __init__(self, rules: Rules, stepper: Stepper, trace: Trace) -> None:
+        super().__init__(rules, stepper, trace)
         self.z = trace.z0
         self.length, self.dtheta, self.previous, self.theta = 0.0, 0.0, 1.0, 1.0
 
@@ -82,9 +80,12 @@ class Shared(Pace):
         return self.theta < 1.0
 
     def enter(self, leg: System, slope: Tensor | None) -> None:
-        self.leg, self.carry = leg, leg.slope(self.z) if slope is None else slope
-        length = leg.mean_length()
-        self.dtheta = min(1.0, self.dtheta * self.length / length) if self.length else self._first()
+        self.leg, length = leg, leg.mean_length()
+        if self.length:
+            self.carry = self.stepper.slope(leg, self.z) if slope is None else slope
+            self.dtheta = min(1.0, self.dtheta * self.length / length)
+        else:
+            self.dtheta = self._start(slope)
         self.length, self.theta, self.fresh = length, 0.0, True
 
     def attempt(self) -> tuple[Tensor, Tensor]:
@@ -113,8 +114,9 @@ class Shared(Pace):
         self.theta = 1.0 if self.last else self.theta + self.size
         self.previous = ratio
 
-    def _first(self) -> float:
-        dtheta = self.rules.start(self.leg, self.z, self.carry).item()
+    def _start(self, slope: Tensor | None) -> float:
+        self.carry, first = self.stepper.start(self.leg, self.z, slope)
+        dtheta = first.item()
         if not math.isfinite(dtheta):
             raise _non_finite_start(self.leg, self.z, self.carry, self.rules)
         return dtheta

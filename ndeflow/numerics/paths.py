@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self, final
 
 import torch
@@ -36,8 +36,8 @@ class ControlPath(ABC):
         """All tensors the path is made of, each with leading dimension B; shared knots are expanded."""
 
     @abstractmethod
-    def rebuild(self, leaves: Sequence[Tensor]) -> Self:
-        """The same kind of path made of other tensors, in the order of `leaves`."""
+    def rebuild(self, leaves: Iterator[Tensor]) -> Self:
+        """The same kind of path made of other tensors, taken from `leaves` in the order of `self.leaves()`."""
 
 
 class Polynomial(ControlPath):
@@ -49,8 +49,8 @@ class Polynomial(ControlPath):
     def leaves(self) -> list[Tensor]:
         return [self.knots.expand(len(self.coefficients[0]), -1), *self.coefficients]
 
-    def rebuild(self, leaves: Sequence[Tensor]) -> Self:
-        return type(self)(leaves[0], leaves[1:])
+    def rebuild(self, leaves: Iterator[Tensor]) -> Self:
+        return type(self)(next(leaves), [next(leaves) for _ in self.coefficients])
 
 
 @final

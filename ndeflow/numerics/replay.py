@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.field import leaves, replace_leaves
+from ndeflow.numerics.field import leaves
 from ndeflow.numerics.system import InitialValue
 
 
@@ -26,9 +26,15 @@ def needs_module(problem: Problem, adjoint: str) -> None:
 
 def parameters(problem: Problem) -> list[Tensor]:
     """The parameters that need gradients, of the field and of the integrands, each once."""
-    modules = [problem.field, *(module for module, _ in problem.integrands)]
+    modules = [m for m in (problem.field, *(m for m, _ in problem.integrands)) if isinstance(m, nn.Module)]
     unique = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
     return list(unique.values())
+
+
+def records(problem: Problem) -> bool:
+    """Whether a solve of the problem records gradients."""
+    inputs = [problem.y0, problem.ts, *conditions(problem)]
+    return torch.is_grad_enabled() and (any(x.requires_grad for x in inputs) or bool(parameters(problem)))
 
 
 def conditions(problem: Problem) -> list[Tensor]:
@@ -38,14 +44,7 @@ def conditions(problem: Problem) -> list[Tensor]:
 
 def conditioned(system: InitialValue, new: Sequence[Tensor], edges: Tensor) -> InitialValue:
     """The system reading other conditions and edges."""
-    problem = system.problem
-    count = len(leaves(problem.context))
-    context, owns = replace_leaves(problem.context, new[:count]), []
-    for _, own in problem.integrands:
-        more = len(leaves(own))
-        owns.append(replace_leaves(own, new[count : count + more]))
-        count += more
-    return system.with_inputs(context, owns, edges)
+    return system.with_conditions(new).with_edges(edges)
 
 
 def detached(x: Tensor) -> Tensor:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, Self
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.field import SDE, with_piece
+from ndeflow.numerics.field import SDE, leaves, rebuilt, with_piece
 from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.segments import Segments
+
+if TYPE_CHECKING:
+    from ndeflow.numerics.stepper import Stepper
 
 
 class System(ABC):
     """dz/dt = F(t, z) over segments; z is (B, *state), or (B, D + K) with K integrals beside D state columns.
 
     `legs` gives, segment by segment, a copy that is set on it: F with the control path's piece, the segment's
-    start and length as columns that broadcast against z. Evaluations of all copies are counted together.
+    start and length as columns that broadcast against z. Evaluations of all copies are counted together. engine: what
+    an adaptive march is to compute its steps with; None: the solver itself.
     """
 
     segments: Segments
@@ -31,6 +35,7 @@ class System(ABC):
     length: Tensor
     rows: int
     moving: int
+    engine: Stepper | None = None
 
     def __init__(self) -> None:
         self._calls = [0]
@@ -64,6 +69,15 @@ class System(ABC):
     def calls(self) -> int:
         """Evaluations so far."""
         return self._calls[0]
+
+    @property
+    def counter(self) -> list[int]:
+        """The number of evaluations, in a list that counts on."""
+        return self._calls
+
+    def count(self, evaluations: int) -> None:
+        """Add evaluations that were made by other means than calling this."""
+        self._calls[0] += evaluations
 
     def legs(self) -> Iterator[Self]:
         """The system on each segment in which a row moves."""
@@ -120,12 +134,21 @@ class InitialValue(System):
             self.places = segments.locate(self.times)
             self.dense = self.places.interior or (self.times.requires_grad and self.times.shape[-1] > 2)
 
-    def with_inputs(self, context: Any, owns: list[Any], edges: Tensor) -> Self:
-        """The same system, its evaluations counted anew, reading other context leaves and edges."""
-        other = copy.copy(self)
+    def conditions(self) -> list[Tensor]:
+        """The leaves of the context and of the integrands' own contexts, in order."""
+        return [*leaves(self.context), *(leaf for _, own in self.integrands for leaf in leaves(own))]
+
+    def with_conditions(self, new: Sequence[Tensor]) -> Self:
+        """The same system, its evaluations counted anew, reading other leaves."""
+        other, rest = copy.copy(self), iter(new)
         other._calls = [0]
-        other.context = context
-        other.integrands = tuple((module, own) for (module, _), own in zip(self.integrands, owns, strict=True))
+        other.context = rebuilt(self.context, rest)
+        other.integrands = tuple((module, rebuilt(own, rest)) for module, own in self.integrands)
+        return other
+
+    def with_edges(self, edges: Tensor) -> Self:
+        """The same system on segments with other edges."""
+        other = copy.copy(self)
         other.segments = Segments(edges, self.segments.pieces)
         return other
 

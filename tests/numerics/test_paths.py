@@ -118,7 +118,7 @@ def test_leaves_rebuild_the_path_and_have_one_row_a_sample(kind):
     path = kind.through(ts, xs)
     for part in (path, path.piece(2)):
         assert all(len(leaf) == ROWS for leaf in part.leaves())
-        twice = part.rebuild([leaf.repeat(2, *[1] * (leaf.dim() - 1)) for leaf in part.leaves()])
+        twice = part.rebuild(iter([leaf.repeat(2, *[1] * (leaf.dim() - 1)) for leaf in part.leaves()]))
         assert type(twice) is type(part)
         t = ts[2] + 0.01
         torch.testing.assert_close(twice.value(t), part.value(t).repeat(2, 1))

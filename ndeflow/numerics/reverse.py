@@ -1,0 +1,159 @@
+"""The reverse sweep over the steps of a tape: one vector-Jacobian product a step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ndeflow.numerics import replay
+from ndeflow.numerics.engine import Engine
+from ndeflow.numerics.system import InitialValue
+from ndeflow.numerics.tape import Reads, Tape
+from ndeflow.numerics.trace import Node
+
+Gradients = list[Tensor | None]
+
+
+class Reverse(ABC):
+    """From cotangents of what a solve gave to gradients of (edges, y0, *conditions, *parameters)."""
+
+    def __init__(self, tape: Tape, edges: Tensor, conditions: list[Tensor]) -> None:
+        self.tape = tape
+        self.edges = replay.detached(edges)
+        self.conditions = [replay.detached(c) for c in conditions]
+        self.system = replay.conditioned(tape.system, self.conditions, self.edges)
+
+    def run(self, error: Tensor | None, stiffness: Tensor | None, *stacks: Tensor | None) -> Gradients:
+        """The gradients, from cotangents of the tape's outputs."""
+        nodes, reads = self.tape.trace.nodes, Reads.of(self.tape.plan, stacks)
+        z, carry = reads.states.get(len(nodes)), []
+        for n in reversed(range(len(nodes))):
+            rows = [None if x is None else x[:, n] for x in (error, stiffness)]
+            z, carry = self._step(n, z, carry, reads, rows)
+        edges, *rest = self._close()
+        self.tape.backward_nfe[0] += self.system.calls
+        return [edges, None if z is None else self.system.state(z), *rest]
+
+    def _step(
+        self, n: int, z1: Tensor | None, carry1: Gradients, reads: Reads, rows: Gradients
+    ) -> tuple[Tensor | None, Gradients]:
+        """From cotangents of the state and carry after step n to those before it; the rest goes to the totals."""
+        node, k0 = self.tape.trace.nodes[n], reads.k0.get(n)
+        if n in reads.k1:
+            carry1 = [replay.plus(carry1[0] if carry1 else None, reads.k1[n]), *carry1[1:]]
+        leg = self._at(node.segment)
+        z0, carry0 = self._pull(leg, node, z1, carry1, [*rows, reads.mid.get(n)], k0 if node.fresh else None)
+        if k0 is not None and not node.fresh:
+            carry0[0] = replay.plus(carry0[0], k0)
+        return replay.plus(z0, reads.states.get(n)), carry0
+
+    def _at(self, segment: int) -> InitialValue:
+        """The system on the segment of the step that comes next; anew, where a product frees its graph."""
+        return self.system.at(segment)
+
+    @abstractmethod
+    def _pull(
+        self, leg: InitialValue, node: Node, z1: Tensor | None, carry1: Gradients, inner: Gradients, k0: Tensor | None
+    ) -> tuple[Tensor | None, Gradients]:
+        """One step's product: cotangents of the state and carry before it; the others' are added to the totals.
+
+        carry1: may be empty, for none. inner: cotangents of ratio, stiffness and mid. k0: of a fresh carry.
+        """
+
+    @abstractmethod
+    def _close(self) -> Gradients:
+        """The totals: of (edges, *conditions, *parameters)."""
+
+
+@final
+class EagerReverse(Reverse):
+    """Takes every step again with autograd recording it, by the solver's own `advance`."""
+
+    def __init__(self, tape: Tape, edges: Tensor, conditions: list[Tensor]) -> None:
+        super().__init__(tape, edges, conditions)
+        self.inputs = [self.edges, *self.conditions, *tape.parameters]
+        self.totals: Gradients = [None] * len(self.inputs)
+
+    def run(self, error: Tensor | None, stiffness: Tensor | None, *stacks: Tensor | None) -> Gradients:
+        with torch.enable_grad(), self.tape.ambient():
+            return super().run(error, stiffness, *stacks)
+
+    def _pull(
+        self, leg: InitialValue, node: Node, z1: Tensor | None, carry1: Gradients, inner: Gradients, k0: Tensor | None
+    ) -> tuple[Tensor | None, Gradients]:
+        z = node.z.detach().requires_grad_()
+        given = [] if node.fresh else [x.detach().requires_grad_() for x in replay.carried(node.carry)]
+        carry, step = self.tape.retake(leg, node, z, None if node.fresh else replay.like_carry(node.carry, given))
+        after = replay.carried(step.carry)
+        outputs = [step.y, *after, step.ratio, step.stiffness, step.mid]
+        cotangents = [z1, *(carry1 or [None] * len(after)), *inner]
+        if k0 is not None:
+            outputs, cotangents = [*outputs, replay.carried(carry)[0]], [*cotangents, k0]
+        before, *rest = replay.grads(outputs, [z, *given, *self.inputs], cotangents)
+        self.totals = [replay.plus(a, b) for a, b in zip(self.totals, rest[len(given) :], strict=True)]
+        return before, rest[: len(given)]
+
+    def _close(self) -> Gradients:
+        return self.totals
+
+
+@final
+class CompiledReverse(Reverse):
+    """Products by the programs of the tape's engine; edges get no gradient."""
+
+    engine: Engine
+
+    def __init__(self, tape: Tape, edges: Tensor, conditions: list[Tensor]) -> None:
+        super().__init__(tape, edges, conditions)
+        assert isinstance(tape.system.engine, Engine)
+        self.engine = tape.system.engine
+        self.count = len(self.engine.entry.reached)
+        self.leg: InitialValue | None = None
+        self.modules: Sequence[Tensor] = []
+        self.leaves: Sequence[Tensor] = []
+        self.gradients: Gradients = [None] * len(conditions)
+
+    def _at(self, segment: int) -> InitialValue:
+        if self.leg is None or self.leg.segment != segment:
+            self._leave()
+            with torch.enable_grad():
+                self.leg = self.system.at(segment)
+                self.own = [x for x in self.leg.conditions() if x.requires_grad]
+            wanted = self.engine.wanted(self.leg)
+            self.modules = self.modules or [torch.zeros_like(x) for x in wanted[: self.count]]
+            self.leaves = [torch.zeros_like(x) for x in wanted[self.count :]]
+        return self.leg
+
+    def _pull(
+        self, leg: InitialValue, node: Node, z1: Tensor | None, carry1: Gradients, inner: Gradients, k0: Tensor | None
+    ) -> tuple[Tensor | None, Gradients]:
+        t, h = leg.moment(node.theta, node.dtheta)
+        totals = [*self.modules, *self.leaves]
+        ends = [z1, carry1[0] if carry1 else None]
+        z, slope, totals = self.engine.pull(leg, (t, h, node.z, node.carry), [*ends, *inner], totals)
+        if node.fresh:
+            slope = slope if k0 is None else slope + k0
+            more, totals = self.engine.pull_slope(leg, t, node.z, slope, totals)
+            z = z + more
+        self.modules, self.leaves = totals[: self.count], totals[self.count :]
+        return z, [] if node.fresh else [slope]
+
+    def _leave(self) -> None:
+        """Carry the totals of a segment's leaves over to the conditions they were made from."""
+        if self.leg is not None and self.own:
+            found = replay.grads(self.own, self.conditions, self.leaves)
+            self.gradients = [replay.plus(a, b) for a, b in zip(self.gradients, found, strict=True)]
+
+    def _close(self) -> Gradients:
+        self._leave()
+        return [None, *self.gradients, *self._parameters()]
+
+    def _parameters(self) -> Gradients:
+        """Those of the tape's parameters, from the totals of the module tensors that are reached."""
+        tensors = self.engine.parameters
+        found = {id(tensors[i]): g for i, g in zip(self.engine.entry.reached, self.modules, strict=False)}
+        return [found.get(id(p)) for p in self.tape.parameters]
