@@ -15,8 +15,8 @@ from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[report
 from ndeflow.numerics import replay
 from ndeflow.numerics.audit import Refusal
 from ndeflow.numerics.compiled import compiler
-from ndeflow.numerics.engine import Engine, Entry, Holder
-from ndeflow.numerics.fingerprint import Fingerprint, fingerprint
+from ndeflow.numerics.engine import Engine, Entry
+from ndeflow.numerics.fingerprint import Fingerprint, survey
 from ndeflow.numerics.system import InitialValue
 
 VERSIONS = 8  # of one field's plain attributes: after so many, they are taken to change from solve to solve
@@ -49,7 +49,8 @@ class Account:
 
     def version(self, now: Fingerprint) -> int:
         """The number of this version of the field's attributes, new or known."""
-        now = {k: v for k, v in now.items() if k not in self.volatile}
+        for attribute in self.volatile:
+            now.pop(attribute, None)
         if now not in self.versions:
             self.versions.append(now)
         return self.versions.index(now)
@@ -65,7 +66,10 @@ _accounts: WeakKeyDictionary[nn.Module, Account] = WeakKeyDictionary()
 
 def account(module: nn.Module) -> Account:
     """The account of a field, opened at the first call."""
-    return _accounts.setdefault(module, Account())
+    found = _accounts.get(module)
+    if found is None:
+        found = _accounts[module] = Account()
+    return found
 
 
 def engine_for(solver: Any, system: InitialValue, recording: bool) -> Engine | None:
@@ -83,14 +87,15 @@ def engine_for(solver: Any, system: InitialValue, recording: bool) -> Engine | N
     mine = account(module)
     if not _due(solver, system, mine, recording):
         return None
-    holder = Holder([module, *(integrand for integrand, _ in system.integrands)])
-    version = mine.version(fingerprint(holder.parts))
+    modules = [module, *(integrand for integrand, _ in system.integrands)]
+    tensors, now = survey(modules)
+    version = mine.version(now)
     if version >= VERSIONS:
         return _refused(solver, module, f"{_changing(mine)} changes from solve to solve; pass it as context", mine)
     key = (version, solver.method, *_setting(system))
     if key not in mine.entries:
-        mine.entries[key] = Entry.of(system, holder)
-    engine = Engine(solver, system, mine.entries[key], holder)
+        mine.entries[key] = Entry.of(system, tensors)
+    engine = Engine(solver, system, mine.entries[key], modules, tensors)
     _prepare(engine, mine, recording)
     return engine if engine.entry.refusal is None else _refused(solver, module, engine.entry.refusal, mine)
 
@@ -132,12 +137,12 @@ def _prepare(engine: Engine, mine: Account, recording: bool) -> None:
     for backward in (False, True)[: 1 + recording]:
         if entry.refusal is None and backward not in entry.prepared:
             entry.prepared.add(backward)
-            before = fingerprint(engine.holder.parts)
+            _, before = survey(engine.modules)
             try:
                 engine.prepare(backward)
             except Refusal as refusal:
                 entry.refusal = str(refusal)
-            after = fingerprint(engine.holder.parts)
+            _, after = survey(engine.modules)
             mine.ignore({k for k in after if before.get(k) != after[k]})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self, final
 
 import torch
@@ -35,9 +36,9 @@ class Holder(nn.Module):
     def forward(self, call: Callable[[], Any]) -> Any:
         return call()
 
-    def named_tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers, each once."""
-        return dict([*self.named_parameters(), *self.named_buffers()])
+    def names(self) -> list[str]:
+        """Of parameters and buffers, each once."""
+        return [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
 
 
 @final
@@ -57,9 +58,8 @@ class Entry:
     refusal: str | None = None
 
     @classmethod
-    def of(cls, system: InitialValue, holder: Holder) -> Self:
+    def of(cls, system: InitialValue, tensors: Sequence[Tensor]) -> Self:
         """Found by evaluating the field once; raises ValueError for rates of the wrong shape."""
-        tensors = list(holder.named_tensors().values())
         apart = system.with_conditions(system.conditions())
         with torch.enable_grad():
             _, slope = apart.open()
@@ -75,11 +75,11 @@ class Engine(Stepper):
     segment; tolerances are among the first. New values of any of them need no new program.
     """
 
-    def __init__(self, solver: Any, system: InitialValue, entry: Entry, holder: Holder) -> None:
-        self.solver, self.system, self.entry, self.holder = solver, system, entry, holder
-        tensors = holder.named_tensors()
-        self.names, self.parameters = list(tensors), list(tensors.values())
-        self.tensors = [x.detach() for x in self.parameters]
+    def __init__(
+        self, solver: Any, system: InitialValue, entry: Entry, modules: list[nn.Module], tensors: list[Tensor]
+    ) -> None:
+        self.solver, self.system, self.entry, self.modules = solver, system, entry, modules
+        self.originals, self.tensors = tensors, [x.detach() for x in tensors]
         y0 = system.problem.y0
         self.tolerances = [torch.full((), x, dtype=torch.float64, device=y0.device) for x in (solver.rtol, solver.atol)]
         self.stages = len(solver.tableau.c) - 1
@@ -248,10 +248,18 @@ class Engine(Stepper):
     def _bound(self, z: Tensor, rest: Sequence[Tensor], call: Callable[[Any], Any]) -> Any:
         """A call with the leg reading other tensors: of the modules and of the context."""
         assert self._leg is not None
-        count = len(self.names)
+        count = len(self.tensors)
         leg = self._leg.with_conditions(rest[count:])
         leg.rows = z.shape[0]
-        return functional_call(self.holder, dict(zip(self.names, rest[:count], strict=True)), (lambda: call(leg),))
+        return functional_call(self._holder, dict(zip(self._names, rest[:count], strict=True)), (lambda: call(leg),))
+
+    @cached_property
+    def _holder(self) -> Holder:
+        return Holder(self.modules)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return self._holder.names()
 
 
 def _sum(total: Tensor, part: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a module's traced graph has baked in: its parts, their modes and their plain attributes."""
+"""What a module's traced graph has baked in, and which tensors it reads: found in one walk through its parts."""
 
 from __future__ import annotations
 
@@ -7,45 +7,58 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Fingerprint = dict[tuple[int, str], Hashable]
 
-_INTERNAL = frozenset(nn.Module().__dict__)  # hooks, parameters, buffers, submodules: seen by other means
+_INTERNAL = frozenset(nn.Module().__dict__)  # parameters, buffers, submodules, hooks: seen by other means
 
 
-def fingerprint(modules: Iterable[nn.Module]) -> Fingerprint:
-    """(identity of a part, attribute) -> value, for all parts of the modules.
+def survey(modules: Iterable[nn.Module]) -> tuple[list[Tensor], Fingerprint]:
+    """The tensors of modules and their fingerprint.
 
-    A change of mode, of a number, a string or a container of them, of a submodule, of a parameter's or buffer's dtype,
-    device or need of gradients changes it; a change of a parameter's values does not. Tensors held as plain attributes
-    are left out: a trace refuses them.
+    tensors: parameters, then buffers, each once, in the order of `nn.ModuleList(modules)`. fingerprint: (identity of a
+    part, attribute) -> value, for all parts: it changes with a mode, a number, a string or a container of them, with a
+    submodule, and with a parameter's or buffer's shape, dtype, device or need of gradients, but not with their values.
+    Tensors held as plain attributes are left out: a trace refuses them.
     """
+    parameters: dict[int, Tensor] = {}
+    buffers: dict[int, Tensor] = {}
     found: Fingerprint = {}
-    for module in modules:
-        for part in module.modules():
-            me = id(part)
-            found[me, "training"] = part.training
-            for name, x in [*part._parameters.items(), *part._buffers.items()]:
-                found[me, name] = None if x is None else (x.requires_grad, x.dtype, x.device, x.shape)
-            for name, value in part.__dict__.items():
-                if name not in _INTERNAL and (plain := _plain(value)) is not _OPAQUE:
-                    found[me, name] = plain
-    return found
+    seen: set[int] = set()
+    stack = list(modules)[::-1]
+    while stack:
+        part = stack.pop()
+        me, attributes = id(part), part.__dict__
+        if me in seen:
+            continue
+        seen.add(me)
+        found[me, "training"] = part.training
+        for kind, tensors in ((parameters, part._parameters), (buffers, part._buffers)):
+            for name, x in tensors.items():
+                if x is not None:
+                    kind[id(x)] = x
+                    found[me, name] = (x.requires_grad, x.dtype, x.device, x.shape)
+        for name, value in attributes.items():
+            if name not in _INTERNAL and (plain := _plain(value)) is not _OPAQUE:
+                found[me, name] = plain
+        stack += [child for child in reversed(part._modules.values()) if child is not None]
+    return [*parameters.values(), *(x for i, x in buffers.items() if i not in parameters)], found
 
 
 _OPAQUE = object()
-_PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size)
+_SCALARS = frozenset((int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size))
 
 
 def _plain(value: Any) -> Any:
     """A hashable picture of plain values and of containers of them; `_OPAQUE` for everything else."""
-    if isinstance(value, _PLAIN):
+    kind = type(value)
+    if kind in _SCALARS:
         return value
-    if isinstance(value, list | tuple):
-        return (type(value), *map(_plain, value))
-    if isinstance(value, dict):
-        return (dict, *((k, _plain(v)) for k, v in value.items() if isinstance(k, Hashable)))
+    if kind is list or kind is tuple:
+        return (kind, *map(_plain, value))
+    if kind is dict:
+        return (kind, *((k, _plain(v)) for k, v in value.items()))
     if is_dataclass(value) and not isinstance(value, type):
-        return (type(value), *(_plain(getattr(value, f.name)) for f in fields(value)))
+        return (kind, *(_plain(getattr(value, f.name)) for f in fields(value)))
     return _OPAQUE

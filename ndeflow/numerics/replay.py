@@ -26,15 +26,23 @@ def needs_module(problem: Problem, adjoint: str) -> None:
 
 def parameters(problem: Problem) -> list[Tensor]:
     """The parameters that need gradients, of the field and of the integrands, each once."""
-    modules = [m for m in (problem.field, *(m for m, _ in problem.integrands)) if isinstance(m, nn.Module)]
-    unique = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+    unique = {id(p): p for module in modules(problem) for p in module.parameters() if p.requires_grad}
     return list(unique.values())
+
+
+def modules(problem: Problem) -> list[nn.Module]:
+    """The field, where it is one, and the integrands."""
+    return [m for m in (problem.field, *(m for m, _ in problem.integrands)) if isinstance(m, nn.Module)]
 
 
 def records(problem: Problem) -> bool:
     """Whether a solve of the problem records gradients."""
-    inputs = [problem.y0, problem.ts, *conditions(problem)]
-    return torch.is_grad_enabled() and (any(x.requires_grad for x in inputs) or bool(parameters(problem)))
+    if not torch.is_grad_enabled():
+        return False
+    inputs = (problem.y0, problem.ts, *conditions(problem))
+    return any(x.requires_grad for x in inputs) or any(
+        p.requires_grad for m in modules(problem) for p in m.parameters()
+    )
 
 
 def conditions(problem: Problem) -> list[Tensor]:

@@ -154,6 +154,6 @@ class CompiledReverse(Reverse):
 
     def _parameters(self) -> Gradients:
         """Those of the tape's parameters, from the totals of the module tensors that are reached."""
-        tensors = self.engine.parameters
+        tensors = self.engine.originals
         found = {id(tensors[i]): g for i, g in zip(self.engine.entry.reached, self.modules, strict=False)}
         return [found.get(id(p)) for p in self.tape.parameters]
