@@ -18,8 +18,9 @@ class GlobalError(Regularizer):
     """The local error summed over the accepted steps of a solve (ERNODE).
 
     R = sum_j E_j |h_j|, with E_j the tolerance-scaled RMS local error of step j over batch and state, and h_j a
-    plain number; where rows step each at its own pace, the mean of each row's own R. Pal, Ma, Shah, Rackauckas 2021, "Opening the Blackbox", section 3. A controller holds E_j near a
-    constant, so the value does not fall when the cost falls: judge by evaluations, never by the penalty.
+    plain number; where rows step apart, the mean of each row's own R. Pal, Ma, Shah, Rackauckas 2021, "Opening the
+    Blackbox", section 3. A controller holds E_j near a constant, so the value does not fall when the cost falls:
+    judge by evaluations, never by the penalty.
 
     aggregate: "sum" as the paper's formula, "mean" over steps as its published experiments, or "max".
     """
