@@ -256,3 +256,114 @@ def test_backsolve_refuses_rows_that_step_apart():
     for adjoint, solver in ((Backsolve(), own()), (Backsolve(solver=own()), RungeKutta())):
         with pytest.raises(ValueError, match="expected rows that step together for Backsolve"):
             solve(Net(), start(), TS, adjoint=adjoint, solver=solver)
+
+
+class Exploding(nn.Module):
+    """dy/dt = gain y^2, which leaves for infinity at time 1 / (gain y0)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(times(1.0))
+
+    def forward(self, t: Tensor, y: Tensor, context: Tensor) -> Tensor:
+        return self.gain * y.square() + context * torch.cos(t)
+
+
+def masked(y0: Tensor, ts: Tensor, adjoint: Direct | Checkpointed, field: nn.Module, **settings) -> Solution:
+    gains = 0.1 * y0
+    pairs = [(Kinetic(), None)]
+    solver = own(on_failure="mask", **settings)
+    return solve(field, y0, ts, solver=solver, adjoint=adjoint, context=gains, integrands=pairs)
+
+
+class Kinetic(nn.Module):
+    def forward(self, field, t, y, dy, context, own):
+        return dy.square().sum(dim=1)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_masked_row_is_nan_where_it_did_not_come_and_no_part_of_the_gradients(adjoint, rows):
+    """An exploding row among others: the gradients are those of the batch without it."""
+    field, ts, kept = Exploding(), times(0.0, 0.2, 0.4, 1.0), [0, 2]
+    ts = ts * times(1.0, 1.1, 0.9)[:, None] if rows else ts
+    y0 = torch.tensor([[0.1], [2.0], [0.2]], dtype=torch.float64, requires_grad=True)
+    together = masked(y0, ts, adjoint, field)
+    assert together.stats.status[1] in (UNDERFLOW, NON_FINITE) and together.stats.status[kept].sum() == 0
+    assert together.ys[1, :3].isfinite().all() and together.ys[1, 3].isnan() and together.integrals[1, 3].isnan()
+    assert together.ys[kept].isfinite().all() and together.stats.error.isfinite().all()
+    without = masked(y0[kept], ts[kept] if rows else ts, adjoint, field)
+    assert torch.allclose(together.ys[kept], without.ys, rtol=1e-12)
+    losses = [read(together_less(together, kept)), read(without)]
+    for a, b in zip(*(torch.autograd.grad(loss, [y0, field.gain], retain_graph=True) for loss in losses), strict=True):
+        assert a.isfinite().all() and torch.allclose(a, b, rtol=1e-9)
+    everything = together.ys.nansum() + together.integrals.nansum()
+    assert torch.autograd.grad(everything, y0)[0][1] == 0
+
+
+def together_less(solution: Solution, kept: list[int]) -> Solution:
+    """Every row, with what the failed ones did not reach read as 0."""
+    ys, integrals, stats = solution.ys, solution.integrals, solution.stats
+    count = int(stats.accepted[kept].max())
+    stats.error, stats.stiffness = stats.error[kept, :count], stats.stiffness[kept, :count]
+    return Solution(solution.ts, ys[kept], stats, integrals[kept], solution.problem, solution.solver)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_every_way_to_fail_has_its_status_and_its_row_goes_on_no_more(adjoint):
+    def field(t: Tensor, y: Tensor, context: Tensor) -> Tensor:
+        late = torch.where(t.expand_as(y) > 0.7, torch.nan, -y)
+        return torch.where(context == 1, late, torch.where(context == 2, torch.nan, -context * y))
+
+    kinds, ts = times(0.5, 1.0, 2.0, 1000.0)[:, None], times(0.0, 0.5, 1.5)
+    solver = own(on_failure="mask", max_steps=200)
+    solution = adjoint(solver, Problem(Wrapped(field), torch.ones(4, 1, dtype=torch.float64), ts, context=kinds))
+    assert solution.stats.status.tolist() == [0, NON_FINITE, NON_FINITE, TOO_MANY]
+    assert solution.ys[..., 0].isnan().tolist() == [
+        [False, False, False],
+        [False, False, True],
+        [False, True, True],
+        [False, False, True],
+    ]
+    assert (solution.ys[:, 0] == 1).all() and solution.stats.accepted[2] == 0
+    tries = solution.stats.accepted + solution.stats.rejected
+    assert tries[3] == 200 and (tries <= 200).all()
+    ends = (solution.stats.times + solution.stats.steps)[1].max()
+    assert 0.69 < ends <= 0.7
+
+
+class Wrapped(nn.Module):
+    def __init__(self, field) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, t: Tensor, y: Tensor, context: Tensor) -> Tensor:
+        return self.field(t, y, context)
+
+
+def test_a_failed_row_stays_out_of_later_segments():
+    """With a control path, a row that fails in one piece is not evaluated in the next."""
+    knots = times(0.0, 0.5, 1.0, 1.5)
+    xs = torch.stack([torch.stack([knots, 0 * knots], dim=1), torch.stack([knots, knots], dim=1)])
+    seen: list[int] = []
+
+    def field(t: Tensor, y: Tensor, path: ControlPath) -> Tensor:
+        seen.append(len(y))
+        wall = (t.expand_as(y) > 0.2) & (path.derivative(t)[:, 1:] > 0)
+        return torch.where(wall, torch.nan, path.derivative(t)[:, :1] - y)
+
+    solver = own(on_failure="mask")
+    solution = solve(
+        field, torch.ones(2, 1, dtype=torch.float64), knots, solver=solver, context=Hermite.through(knots, xs)
+    )
+    assert solution.stats.status.tolist() == [0, NON_FINITE] and seen[-1] == 1
+    assert solution.ys[0].isfinite().all() and solution.ys[1, 1:].isnan().all() and solution.ys[1, 0] == 1
+    assert solution.stats.nfe.sum() == sum(seen)
+
+
+def test_all_rows_may_fail():
+    for adjoint in ADJOINTS:
+        problem = Problem(Wrapped(lambda t, y, c: y * torch.nan), start(), times(0.0, 1.0), context=start())
+        solution = adjoint(own(on_failure="mask"), problem)
+        assert (solution.stats.status == NON_FINITE).all() and solution.ys[:, 1].isnan().all()
+        assert torch.equal(solution.ys[:, 0], start())
