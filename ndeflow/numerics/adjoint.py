@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
+from ndeflow.numerics.engine import Engine
 from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.reverse import CompiledReverse, EagerReverse
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.tape import Tape
-from ndeflow.numerics.trace import finish, read, solution, statistics
+from ndeflow.numerics.trace import finish, solution, statistics
 
 
 @final
@@ -30,7 +31,7 @@ class Direct(Adjoint):
             return solver.integrate(problem)
         system, recording = solver.system(problem), replay.records(problem)
         solver.engage(system, recording)
-        if recording and system.engine is not None:
+        if recording and isinstance(system.engine, Engine):
             return replayed(solver, system)
         return solution(solver, system, solver.march(system))
 
@@ -71,7 +72,7 @@ def replayed(solver: Marching, system: InitialValue) -> Solution:
     trace.steps.clear()  # the nodes are enough to take the steps again
     stats = statistics(system, trace, error, stiffness)
     stats.backward_nfe = tape.backward_nfe
-    return finish(solver, system, read(system, trace, tape.plan, stacks), stats)
+    return finish(solver, system, tape.plan.read(stacks), stats)
 
 
 class Replay(torch.autograd.Function):
@@ -92,5 +93,6 @@ class Replay(torch.autograd.Function):
         if torch.is_grad_enabled():
             outputs = tape.again(edges, y0, conditions)
             return None, *replay.grads(outputs, inputs, cotangents, create_graph=True)
-        sweep = EagerReverse if tape.system.engine is None or edges.requires_grad else CompiledReverse
+        compiled = isinstance(tape.system.engine, Engine) and not edges.requires_grad
+        sweep = CompiledReverse if compiled else EagerReverse
         return None, *sweep(tape, edges, conditions).run(*cotangents)

@@ -17,7 +17,7 @@ from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.segments import Segments, wide
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
 from ndeflow.numerics.system import InitialValue, System
-from ndeflow.numerics.trace import finish, gather, plan, read, statistics
+from ndeflow.numerics.trace import finish, plan, statistics
 
 
 @final
@@ -47,12 +47,17 @@ class Backsolve(Adjoint):
             raise ValueError("expected an ODE for Backsolve, got an SDE; use Checkpointed(), or solver=TorchSDE()")
         if not isinstance(solver, Marching):
             raise ValueError(f"expected RungeKutta or FixedRungeKutta for Backsolve, got {type(solver).__name__}")
+        if solver.apart or (self.solver is not None and self.solver.apart):
+            raise ValueError(
+                "expected rows that step together for Backsolve, got per-sample steps; use batching=shared, or "
+                "Direct() or Checkpointed()"
+            )
         replay.needs_module(problem, "Backsolve")
         system, ambient = solver.system(problem), replay.Ambient.of(problem.y0)
         with torch.no_grad(), ambient():
             trace = solver.march(system)
             how = plan(system, trace)
-            packed = read(system, trace, how, gather(how, trace))
+            packed = how.read(how.gather(trace))
             error, stiffness = trace.estimates()
         sweep = Sweep(self.solver or solver, system, ambient, self.seminorm)
         inputs = [system.times, problem.y0, *replay.conditions(problem), *sweep.parameters]
@@ -194,6 +199,9 @@ class AdjointEquation(System):
         self.segment, (self.start, end) = segment, self.segments.edges.unbind()
         self.length = end - self.start
         return self
+
+    def column(self, x: Tensor) -> Tensor:
+        return x  # the one row's times are common
 
     def judged(self, z: Tensor) -> Tensor:
         return z[:, : sum(self.sizes[:2])] if self.seminorm else z

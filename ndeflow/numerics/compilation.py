@@ -17,6 +17,7 @@ from ndeflow.numerics.audit import Refusal
 from ndeflow.numerics.compiled import compiler
 from ndeflow.numerics.engine import Engine, Entry
 from ndeflow.numerics.fingerprint import Fingerprint, survey
+from ndeflow.numerics.stepper import Eager, Stepper
 from ndeflow.numerics.system import InitialValue
 
 VERSIONS = 8  # of one field's plain attributes: after so many, they are taken to change from solve to solve
@@ -28,24 +29,16 @@ _log = logging.getLogger("ndeflow")
 class Account:
     """What a field has cost in solves that record gradients, and what was compiled for it.
 
-    switched: compiled from now on. counters: of solves whose evaluations are not yet in `settled`. volatile: plain
-    attributes that the field writes itself, which are left out of its versions. said: refusals that were reported.
+    evaluations: so far, until it is switched: compiled from now on. volatile: plain attributes that the field writes
+    itself, which are left out of its versions. said: refusals that were reported.
     """
 
-    settled: int = 0
+    evaluations: int = 0
     switched: bool = False
-    counters: list[list[int]] = field(default_factory=list)
     entries: dict[Hashable, Entry] = field(default_factory=dict)
     versions: list[Fingerprint] = field(default_factory=list)
     volatile: set[tuple[int, str]] = field(default_factory=set)
     said: set[str] = field(default_factory=set)
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations so far in solves that record gradients."""
-        self.settled += sum(counter[0] for counter in self.counters)
-        self.counters.clear()
-        return self.settled
 
     def version(self, now: Fingerprint) -> int:
         """The number of this version of the field's attributes, new or known."""
@@ -72,42 +65,50 @@ def account(module: nn.Module) -> Account:
     return found
 
 
-def engine_for(solver: Any, system: InitialValue, recording: bool) -> Engine | None:
-    """The engine of a solve, or None where it is not to be compiled.
+def stepper_for(solver: Any, system: InitialValue, recording: bool) -> Stepper:
+    """What a solve computes its steps with: an engine where it is to be compiled.
 
     recording: the solve records gradients. Raises ValueError with the reason where `solver.compile` is "on" and the
     solve cannot be compiled; with "auto" the reason is logged once for each field.
     """
-    module = system.problem.field
+    module, eager = system.problem.field, Eager(solver, system, solver.start)
     if solver.compile == "off":
-        return None
+        return eager
     obstacle = _obstacle(system)
     if obstacle is not None:
-        return _refused(solver, module, obstacle, None)
+        _refused(solver, module, obstacle, None)
+        return eager
     mine = account(module)
-    if not _due(solver, system, mine, recording):
-        return None
+    if not _due(solver, mine, recording):
+        return Eager(solver, system, solver.start, mine if recording else None)
+    engine = _engine(solver, system, mine, recording)
+    if isinstance(engine, Engine):
+        return engine
+    _refused(solver, module, engine, mine)
+    return eager
+
+
+def _engine(solver: Any, system: InitialValue, mine: Account, recording: bool) -> Engine | str:
+    """The engine of a solve, or why there is none."""
+    module = system.problem.field
     modules = [module, *(integrand for integrand, _ in system.integrands)]
     tensors, now = survey(modules)
     version = mine.version(now)
     if version >= VERSIONS:
-        return _refused(solver, module, f"{_changing(mine)} changes from solve to solve; pass it as context", mine)
-    key = (version, solver.method, *_setting(system))
+        return f"{_changing(mine)} changes from solve to solve; pass it as context"
+    key = (version, solver.method, solver.batching, *_setting(system))
     if key not in mine.entries:
         mine.entries[key] = Entry.of(system, tensors)
     engine = Engine(solver, system, mine.entries[key], modules, tensors)
     _prepare(engine, mine, recording)
-    return engine if engine.entry.refusal is None else _refused(solver, module, engine.entry.refusal, mine)
+    return engine if engine.entry.refusal is None else engine.entry.refusal
 
 
-def _due(solver: Any, system: InitialValue, mine: Account, recording: bool) -> bool:
-    """Whether this solve is to be compiled; solves that record gradients are counted, and alone can switch."""
-    if solver.compile == "on" or mine.switched:
-        return True
-    if recording:
+def _due(solver: Any, mine: Account, recording: bool) -> bool:
+    """Whether this solve is to be compiled; only those that record gradients count, and switch."""
+    if solver.compile == "auto" and recording and not mine.switched:
         mine.switched = mine.evaluations >= solver.compile_after
-        mine.counters.append(system.counter)
-    return mine.switched
+    return solver.compile == "on" or mine.switched
 
 
 def _obstacle(system: InitialValue) -> str | None:

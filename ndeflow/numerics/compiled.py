@@ -36,7 +36,9 @@ class Program:
         self._env = ShapeEnv()
         graph = _trace(function, inputs, batched, rules, self._env)
         placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-        self._guards = self._env.produce_guards_expression([node.meta["val"] for node in placeholders])
+        self._guards = self._env.produce_guards_expression(
+            [node.meta["val"] for node in placeholders], ignore_static=False
+        )
         self._used = [i for i, node in enumerate(placeholders) if node.users]
         for node in placeholders:
             if not node.users:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,28 @@ class Controller(ABC):
             return self.smallest
         if ratio == 0:
             return self.largest
-        return min(self.largest, max(self.smallest, self.safety * self._power(ratio, previous, order)))
+        power = _elementary(ratio, order) if ratio > 1 else self._power(ratio, max(previous, LEAST), order)
+        return min(self.largest, max(self.smallest, self.safety * power))
+
+    @final
+    def factors(self, ratio: Tensor, previous: Tensor, order: int) -> Tensor:
+        """`factor` of each row: all (B,)."""
+        ratio = ratio.nan_to_num(nan=math.inf, posinf=math.inf)
+        accepted = self._power(ratio, previous.clamp(min=LEAST), order)
+        power = torch.where(ratio > 1, _elementary(ratio, order), accepted)
+        return (self.safety * power).clamp(self.smallest, self.largest)
 
     @abstractmethod
-    def _power(self, ratio: float, previous: float, order: int) -> float: ...
+    def _power(self, ratio: Any, previous: Any, order: int) -> Any:
+        """After an accepted step, without safety and bounds, of numbers or tensors; after a rejected one all follow the
+        elementary rule."""
+
+
+LEAST = 1e-4  # of the previous errors that count
+
+
+def _elementary(ratio: Any, order: int) -> Any:
+    return ratio ** (-1 / order)
 
 
 @final
@@ -46,8 +67,8 @@ class Controller(ABC):
 class I(Controller):  # noqa: E742
     """ratio^(-1/order): the elementary controller. Hairer, Norsett, Wanner 1993, eq. II.4.13."""
 
-    def _power(self, ratio: float, previous: float, order: int) -> float:
-        return ratio ** (-1 / order)
+    def _power(self, ratio: Any, previous: Any, order: int) -> Any:
+        return _elementary(ratio, order)
 
 
 @final
@@ -62,7 +83,5 @@ class PI(Controller):
     alpha: float = 0.7
     beta: float = 0.4
 
-    def _power(self, ratio: float, previous: float, order: int) -> float:
-        if ratio > 1:
-            return ratio ** (-1 / order)
-        return ratio ** (-self.alpha / order) * max(previous, 1e-4) ** (self.beta / order)
+    def _power(self, ratio: Any, previous: Any, order: int) -> Any:
+        return ratio ** (-self.alpha / order) * previous ** (self.beta / order)

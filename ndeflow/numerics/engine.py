@@ -109,6 +109,8 @@ class Engine(Stepper):
         return self.system.join(self.system.problem.y0.detach(), None), None
 
     def start(self, leg: Any, z: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor]:
+        if slope is not None:
+            return slope, self.solver.start(leg, z, slope)
         moving = torch.full_like(self.tolerances[0], leg.moving)
         inputs = [leg.start.detach(), leg.length.detach(), moving, z, *self.tolerances]
         found, dtheta = self._run("start", lambda: self._start, inputs, leg)
@@ -138,9 +140,9 @@ class Engine(Stepper):
         given = [torch.zeros_like(z) if c is None else c for c in cotangents[:2]]
         if any(c is not None for c in cotangents[2:]):
             given += self._inner(leg, z, cotangents[2:])
-        inputs = [t, h, z, carry, *self.tolerances, *given, *totals]
+        inputs = [t, h, z, carry, *self.tolerances, *given]
         make = lambda: self._pulled(self._step, (2, 3), 6, len(given))  # noqa: E731
-        before, slope, *totals = self._run(f"pull {len(given)}", make, inputs, leg)
+        before, slope, *totals = self._run(f"pull {len(given)}", make, inputs, leg, totals)
         leg.count(self.stages)
         return before, slope, totals
 
@@ -149,7 +151,7 @@ class Engine(Stepper):
     ) -> tuple[Tensor, Totals]:
         """The vector-Jacobian product of dz/dt at (t, z): that of z, and the totals."""
         make = lambda: self._pulled(self._slope, (1,), 2, 1)  # noqa: E731
-        before, *totals = self._run("pull slope", make, [t, z, cotangent, *totals], leg)
+        before, *totals = self._run("pull slope", make, [t, z, cotangent], leg, totals)
         leg.count(1)
         return before, totals
 
@@ -174,22 +176,26 @@ class Engine(Stepper):
             self._leg, self._own = leg, leg.conditions()
             self._flat = [*self.tensors, *(x.detach() for x in self._own)]
 
-    def _run(self, name: str, make: Callable[[], Function], inputs: list[Tensor], leg: InitialValue) -> Any:
+    def _run(
+        self, name: str, make: Callable[[], Function], inputs: list[Tensor], leg: InitialValue, totals: Totals = ()
+    ) -> Any:
         self._set(leg)
-        flat, rows = [*inputs, *self._flat], leg.rows
+        flat, rows = [*inputs, *totals, *self._flat], leg.rows
         programs = self.entry.programs.setdefault((name, rows == 1), [])
         for program in programs:
             if program is None:
                 return make()(*flat)
             if program.fits(rows, flat):
                 return program(flat)
-        made = self._made(name, make(), flat, len(inputs), rows) if len(programs) < VARIANTS else None
+        made = self._made(name, make(), flat, len(inputs), len(totals)) if len(programs) < VARIANTS else None
         programs.append(made)
-        return self._run(name, make, inputs, leg)
+        return self._run(name, make, inputs, leg, totals)
 
-    def _made(self, name: str, function: Function, flat: list[Tensor], inputs: int, rows: int) -> Program | None:
-        first, last = inputs, inputs + len(self.tensors)
-        batched = [x.dim() > 0 and len(x) == rows and not first <= i < last for i, x in enumerate(flat)]
+    def _made(self, name: str, function: Function, flat: list[Tensor], inputs: int, totals: int) -> Program | None:
+        """The program of a function of flat tensors: inputs, totals, the modules' tensors, and leaves."""
+        fixed = min(totals, len(self.entry.reached))
+        batched = [x.dim() > 0 for x in flat[:inputs]] + [i >= fixed for i in range(totals)]
+        batched += [False] * len(self.tensors) + [True] * len(self._own)
         rules = FUNCTIONS | PRODUCTS if name == "step" else FUNCTIONS
         try:
             with self.ambient():

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.compilation import engine_for
+from ndeflow.numerics.compilation import stepper_for
 from ndeflow.numerics.controllers import Controller, I
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.norms import stacked_norms
-from ndeflow.numerics.pacing import Rules, Shared
+from ndeflow.numerics.pacing import Pace, Rules, Shared
+from ndeflow.numerics.persample import PerSample
 from ndeflow.numerics.segments import Segments, adaptive_segments
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stages import combine, hermite_mid, stages
-from ndeflow.numerics.stepper import Eager
+from ndeflow.numerics.stepper import Eager, Stepper
 from ndeflow.numerics.system import InitialValue, System
 from ndeflow.numerics.tableaus import PAIRS, Tableau
 from ndeflow.numerics.trace import Trace
@@ -32,20 +33,26 @@ COMPILE = ("auto", "on", "off")
 class RungeKutta(Marching):
     """An adaptive explicit Runge-Kutta pair, first same as last, with dense output.
 
-    method: "heun" 2(1), "bosh3" 3(2), "dopri5" 5(4) or "tsit5" 5(4). A step is accepted if the RMS over batch and
-    state of e / (atol + rtol max(|y0|, |y1|)) is at most 1: the batch shares its steps, so the error of one row
+    method: "heun" 2(1), "bosh3" 3(2), "dopri5" 5(4) or "tsit5" 5(4). batching: "shared", one step for all rows, is
+    accepted if the RMS over batch and state of e / (atol + rtol max(|y0|, |y1|)) is at most 1: the error of one row
     may exceed the tolerance by up to sqrt(B); `stats.error` holds each row's own. Rows that stand still in a
-    segment are left out of the mean. Step sizes are plain numbers: gradients are those of the discrete solve on
-    its mesh. stats.stiffness (dopri5, tsit5) is |k_s - k_{s-1}| / |g_s - g_{s-1}|, each norm with a floor of
-    eps^(2/3) |k_s| and eps^(2/3) |g_s|: at the floor it is the solution's own rate |dy/dt| / |y|, not stiff, and
-    its gradient vanishes instead of being rounding noise.
+    segment are left out of the mean. "per_sample": each row takes steps of its own, by its own RMS, as if it were
+    alone, and is evaluated no more once it is at the end of a segment; a few rows that need many steps then cost only
+    their own evaluations, and every row keeps the tolerance.
+
+    Step sizes are plain numbers: gradients are those of the discrete solve on its mesh. stats.stiffness (dopri5,
+    tsit5) is |k_s - k_{s-1}| / |g_s - g_{s-1}|, each norm with a floor of eps^(2/3) |k_s| and eps^(2/3) |g_s|: at the
+    floor it is the solution's own rate |dy/dt| / |y|, not stiff, and its gradient vanishes instead of being rounding
+    noise.
 
     compile: "on": steps and their gradients run as machine code, compiled at the first solve (about half a minute for a
     field, kept on disk; the answers are those of the eager loop to rounding); "off": never; "auto": once a field has
     spent `compile_after` evaluations in solves that record gradients, where a C++ compiler is there. What a field must
     not do to be compiled is said when it does: with "on" as ValueError, with "auto" in the log.
 
-    max_steps: attempted steps before SolveError. Raises ValueError at construction for an unknown method or
+    max_steps: attempted steps, of a row where rows step apart, before it fails. on_failure: "raise" a SolveError, or
+    with "per_sample" also "mask": a row that fails has `stats.status` > 0 and NaN at the times it does not reach,
+    is no part of any gradient, and leaves the others alone. Raises ValueError at construction for unknown names and
     non-positive tolerances, at the solve for tolerances below 10 eps of the state's dtype, and for an SDE.
     Hairer, Norsett, Wanner 1993, "Solving ordinary differential equations I", section II.4.
     """
@@ -57,6 +64,8 @@ class RungeKutta(Marching):
     max_steps: int = 10_000
     compile: str = "auto"
     compile_after: int = 100_000
+    batching: str = "shared"
+    on_failure: str = "raise"
 
     def __post_init__(self) -> None:
         if self.method not in PAIRS:
@@ -67,6 +76,19 @@ class RungeKutta(Marching):
             raise ValueError(f"expected compile {', '.join(COMPILE)}, got {self.compile!r}")
         if self.max_steps < 1:
             raise ValueError(f"expected max_steps of at least 1, got {self.max_steps}")
+
+        if self.batching not in ("shared", "per_sample"):
+            raise ValueError(f"expected batching shared or per_sample, got {self.batching!r}")
+        if self.on_failure not in ("raise", "mask"):
+            raise ValueError(f"expected on_failure raise or mask, got {self.on_failure!r}")
+        if self.on_failure == "mask" and not self.apart:
+            raise ValueError(
+                "expected batching=per_sample for on_failure=mask, got shared; rows that step together fail together"
+            )
+
+    @property
+    def apart(self) -> bool:
+        return self.batching == "per_sample"
 
     @property
     def tableau(self) -> Tableau:
@@ -107,21 +129,27 @@ class RungeKutta(Marching):
         return Step(z1, error, ratio, stiffness, mid, ks[-1])
 
     def engage(self, system: InitialValue, recording: bool) -> None:
-        system.engine = engine_for(self, system, recording)
+        system.engine = stepper_for(self, system, recording)
 
     def march(self, system: System) -> Trace:
         stepper = system.engine or Eager(self, system, self.start)
         z, slope = stepper.open()
-        trace = Trace(z)
-        pace = Shared(self.rules, stepper, trace)
+        trace = Trace(z, apart=self.apart)
+        pace = self._pace(stepper, trace)
         for leg in system.legs():
             pace.enter(leg, slope)
             slope = None
             while pace.open:
                 t, h = pace.attempt()
                 pace.take(stepper.step(pace.leg, t, pace.z, h, pace.carry))
-        trace.nfe = system.calls
+        stepper.close()
+        trace.nfe = system.evaluations() if self.apart else system.calls
         return trace
+
+    def _pace(self, stepper: Stepper, trace: Trace) -> Pace:
+        if self.apart:
+            return PerSample(self.rules, stepper, trace, self.on_failure == "mask")
+        return Shared(self.rules, stepper, trace)
 
     def _scaled(self, system: System, z0: Tensor, z1: Tensor, error: Tensor) -> Tensor:
         """e / (atol + rtol max(|z0|, |z1|)) over the judged part; the scale is a constant for autograd."""
@@ -130,7 +158,7 @@ class RungeKutta(Marching):
 
     @torch.no_grad()
     def start(self, leg: System, z: Tensor, slope: Tensor) -> Tensor:
-        """Hairer's starting step as a fraction of the segment, 0-dim; non-finite where the start is.
+        """Hairer's starting step as a fraction of the segment: 0-dim, or (B,) of each row; non-finite as the start.
 
         One evaluation, and no number read from the device. Hairer, Norsett, Wanner 1993, section II.4, "Starting
         step size", with all lengths as fractions.
@@ -140,8 +168,9 @@ class RungeKutta(Marching):
         scale = leg.judged(z).abs() * self.rtol + self.atol
         d0, d1 = (self._norm(leg, x, scale) for x in (z, rate))
         h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, (0.01 * d0 / d1).clamp(max=1.0))
-        t = leg.start + leg.length * h0
-        change = length * (leg(t.to(length.dtype), z + h0.to(length.dtype) * rate) - slope)
+        ahead = leg.column(h0)
+        t = leg.start + leg.length * ahead
+        change = length * (leg(t.to(length.dtype), z + ahead.to(length.dtype) * rate) - slope)
         d2 = self._norm(leg, change, scale) / h0
         steepest = torch.where(d2.isfinite(), torch.maximum(d1, d2), math.inf)
         least = h0 * 1e-3
@@ -151,9 +180,9 @@ class RungeKutta(Marching):
         return torch.where((d0 + d1).isfinite(), dtheta, math.nan)
 
     def _norm(self, leg: System, z: Tensor, scale: Tensor) -> Tensor:
-        """The root mean square of the judged part of z over the rows that move, as wide as times are."""
+        """The root mean square of each row's judged part of z, or over the rows that move, as wide as times are."""
         sizes = leg.size(leg.judged(z) / scale).to(leg.start.dtype)
-        return torch.linalg.vector_norm(sizes) / leg.moving**0.5
+        return sizes if self.apart else torch.linalg.vector_norm(sizes) / leg.moving**0.5
 
 
 def stiffness_floor(dtype: torch.dtype) -> float:

@@ -59,7 +59,7 @@ class Controlled(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor, context: Any = None) -> Tensor:
         slope = required_path(context).derivative(t)
-        shape = (len(y), *[1] * (y.dim() - 2), slope.shape[-1], 1)
+        shape = (y.shape[0], *[1] * (y.dim() - 2), slope.shape[-1], 1)
         return (self.field(t, y) @ slope.reshape(shape)).squeeze(-1)
 
 

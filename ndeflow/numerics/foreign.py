@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
-from ndeflow.numerics.mesh import Mesh, Place, Rejection
+from ndeflow.numerics.mesh import Place, Rejection, SharedMesh
 from ndeflow.numerics.segments import wide
 from ndeflow.numerics.solution import Solution, SolveError, Solver, Stats, Step
 from ndeflow.numerics.system import InitialValue
@@ -208,7 +208,7 @@ class Isolate(torch.autograd.Function):
 def _statistics(system: InitialValue, log: Log) -> Stats:
     """The cost of all calls together, which all rows made, and the mesh as far as the library reports it."""
     y0 = system.problem.y0
-    mesh = Mesh(system.segments.edges.new_tensor([0.0, 1.0]), system.rows, log.accepted, log.rejected)
+    mesh = SharedMesh(system.segments.edges.new_tensor([0.0, 1.0]), system.rows, log.accepted, log.rejected)
     states = None
     if system.problem.keep_mesh:
         states = [system.state(z) for z in log.states]

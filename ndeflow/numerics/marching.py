@@ -25,6 +25,11 @@ class Marching(Solver):
     are enabled. `z` is the system's packed state: y itself, or (B, D + K) with K integrals beside it.
     """
 
+    @property
+    def apart(self) -> bool:
+        """Whether each row steps at its own pace."""
+        return False
+
     def check(self, problem: Problem) -> None:  # noqa: B027
         """Raise ValueError, with the cure, for a problem this solver cannot solve."""
 

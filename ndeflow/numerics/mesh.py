@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -39,8 +40,21 @@ class Rejection(NamedTuple):
     ratio: Tensor | None
 
 
+class Mesh(ABC):
+    """The steps a solve attempted."""
+
+    @abstractmethod
+    def steps(self) -> tuple[Tensor, Tensor]:
+        """Starts and sizes of the accepted steps, (B, N)."""
+
+    @abstractmethod
+    def attempts(self, error: Tensor | None) -> Attempts:
+        """All attempts, from the errors of the accepted steps (B, N)."""
+
+
+@final
 @dataclass(frozen=True)
-class Mesh:
+class SharedMesh(Mesh):
     """The steps that all rows attempted together. edges: (S + 1,) or (S + 1, B), of the segments, detached."""
 
     edges: Tensor
@@ -49,11 +63,9 @@ class Mesh:
     rejected: Sequence[Rejection] = ()
 
     def steps(self) -> tuple[Tensor, Tensor]:
-        """Starts and sizes of the accepted steps, (B, N)."""
         return self._spans(self.accepted)
 
     def attempts(self, error: Tensor | None) -> Attempts:
-        """All attempts, from the errors of the accepted steps (B, N)."""
         count = len(self.accepted)
         keys = [*(n + 0.5 for n in range(count)), *(rejection.after for rejection in self.rejected)]
         order = sorted(range(len(keys)), key=keys.__getitem__)

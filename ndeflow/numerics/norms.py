@@ -8,7 +8,7 @@ from torch import Tensor
 
 def row_norms(x: Tensor) -> Tensor:
     """Euclidean norms over all but the first dimension, with gradient 0 where they are 0: (B,)."""
-    return torch.linalg.vector_norm(x if x.dim() == 2 else x.reshape(len(x), -1), dim=1)
+    return torch.linalg.vector_norm(x if x.dim() == 2 else x.reshape(x.shape[0], -1), dim=1)
 
 
 def stacked_norms(*xs: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ndeflow.numerics.controllers import Controller
 from ndeflow.numerics.mesh import Place
-from ndeflow.numerics.solution import SolveError, Step
+from ndeflow.numerics.solution import NON_FINITE, TOO_MANY, UNDERFLOW, SolveError, Step
 from ndeflow.numerics.stepper import Stepper
 from ndeflow.numerics.system import System
 from ndeflow.numerics.trace import Node, Trace
@@ -103,10 +103,10 @@ class Shared(Pace):
         else:
             self.trace.reject(Place(self.leg.segment, self.theta, self.size), step)
             self.dtheta = proposed
-            if proposed < self.leg.resolution():
-                raise self._failure(step, proposed, "the step size underflowed")
+            if proposed < self.leg.resolution().max().item():
+                raise self._failure(step, proposed, "the step size underflowed", UNDERFLOW)
         if len(self.trace.nodes) + self.trace.rejected >= self.rules.max_steps and self.open:
-            raise self._failure(step, proposed, f"{self.rules.max_steps} steps were not enough")
+            raise self._failure(step, proposed, f"{self.rules.max_steps} steps were not enough", TOO_MANY)
 
     def _accept(self, step: Step, ratio: float) -> None:
         self.trace.accept(Node(self.leg.segment, self.theta, self.size, self.z, self.carry, self.fresh), step)
@@ -118,30 +118,51 @@ class Shared(Pace):
         self.carry, first = self.stepper.start(self.leg, self.z, slope)
         dtheta = first.item()
         if not math.isfinite(dtheta):
-            raise _non_finite_start(self.leg, self.z, self.carry, self.rules)
+            raise non_finite_start(self.leg, self.z, self.carry, self.rules, None, len(self.z))
         return dtheta
 
-    def _failure(self, step: Step, dtheta: float, reason: str) -> SolveError:
+    def _failure(self, step: Step, dtheta: float, reason: str, code: int) -> SolveError:
         """The error for a march that stops at a fraction theta of a segment; names the worst row."""
         assert step.ratio is not None
         ratio = step.ratio.detach().nan_to_num(nan=math.inf, posinf=math.inf)
         row = int(ratio.argmax())
-        t, h = self.leg.row_moment(self.theta, dtheta, row)
-        broken = not math.isfinite(ratio[row].item())
-        what = "the field is non-finite there" if broken else f"its scaled error is {ratio[row].item():.3g}"
-        cure = "loosen rtol and atol, raise max_steps or solve in float64"
-        cure = "bound the field or its parameters" if broken else cure
-        return SolveError(
-            f"{reason} at time {t:.6g} with step size {h:.3g} in row {row}: {what} ({self.rules.method}, "
-            f"{len(self.trace.nodes)} steps accepted, {self.trace.rejected} rejected); {cure}"
-        )
+        status = torch.where(ratio.isfinite(), (ratio > 1).long() * code, NON_FINITE)
+        counts = len(self.trace.nodes), self.trace.rejected
+        moment = self.leg.row_moment(self.theta, dtheta, row)
+        return failure(self.rules, reason, moment, row, ratio[row].item(), counts, status)
 
 
-def _non_finite_start(leg: System, z: Tensor, slope: Tensor, rules: Rules) -> SolveError:
-    bad = (z + slope).isfinite().flatten(1).all(dim=1).logical_not()
-    row = int(bad.int().argmax())
-    t, h = leg.row_moment(0.0, 1.0, row)
+def failure(
+    rules: Rules,
+    reason: str,
+    moment: tuple[float, float],
+    row: int,
+    ratio: float,
+    counts: tuple[int, int],
+    status: Tensor,
+) -> SolveError:
+    """The error for a row that cannot go on from (t, h) = moment; counts: its accepted and rejected steps."""
+    broken = not math.isfinite(ratio)
+    what = "the field is non-finite there" if broken else f"its scaled error is {ratio:.3g}"
+    cure = "loosen rtol and atol, raise max_steps or solve in float64"
+    cure = "bound the field or its parameters" if broken else cure
     return SolveError(
-        f"the state or its rate is non-finite at time {t:.6g} in row {row}, before the first step over {h:.3g} "
-        f"({rules.method}); look for NaN in the inputs or in the field's parameters"
+        f"{reason} at time {moment[0]:.6g} with step size {moment[1]:.3g} in row {row}: {what} ({rules.method}, "
+        f"{counts[0]} steps accepted, {counts[1]} rejected); {cure}",
+        status,
+    )
+
+
+def non_finite_start(
+    leg: System, z: Tensor, slope: Tensor, rules: Rules, rows: Tensor | None, total: int
+) -> SolveError:
+    """The error for a march that cannot begin. rows: which of `total` rows the leg holds; None: all."""
+    bad = (z + slope).isfinite().flatten(1).all(dim=1).logical_not()
+    place = int(bad.int().argmax())
+    rows = torch.arange(total, device=bad.device) if rows is None else rows
+    t, h = leg.row_moment(0.0, 1.0, place)
+    return SolveError(
+        f"the state or its rate is non-finite at time {t:.6g} in row {int(rows[place])}, before the first step over "
+        f"{h:.3g} ({rules.method}); look for NaN in the inputs or in the field's parameters",
+        rows.new_zeros(total).index_copy(0, rows, bad.long() * NON_FINITE),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -72,6 +73,28 @@ def like_carry(carry: Any, new: Sequence[Tensor]) -> Any:
     if carry is None:
         return None
     return new[0] if isinstance(carry, Tensor) else type(carry)(new)
+
+
+def taken(x: Tensor | None, rows: Tensor | None) -> Any:
+    """Some rows of x; rows None: all, x None: None."""
+    return x if x is None or rows is None else x[rows]
+
+
+def put(x: Tensor | None, rows: Tensor | None, new: Tensor | None, count: int) -> Any:
+    """x (count, ...) with new rows in place of its own; rows None: all of them. As x or as new, None is zero."""
+    if rows is None or (x is None and new is None):
+        return new
+    if new is None:
+        return x.index_fill(0, rows, 0.0) if x is not None else None
+    x = new.new_zeros(count, *new.shape[1:]) if x is None else x
+    return x.index_copy(0, rows, new)
+
+
+def put_all(xs: Sequence[Any], rows: Tensor | None, new: Sequence[Any], count: int) -> list[Any]:
+    """`put` of each tensor of a carry; an empty carry is zero."""
+    if rows is None:
+        return list(new)
+    return [put(x, rows, y, count) for x, y in zip_longest(xs, new)]
 
 
 def grads(

@@ -29,31 +29,35 @@ class Reverse(ABC):
 
     def run(self, error: Tensor | None, stiffness: Tensor | None, *stacks: Tensor | None) -> Gradients:
         """The gradients, from cotangents of the tape's outputs."""
-        nodes, reads = self.tape.trace.nodes, Reads.of(self.tape.plan, stacks)
-        z, carry = reads.states.get(len(nodes)), []
-        for n in reversed(range(len(nodes))):
-            rows = [None if x is None else x[:, n] for x in (error, stiffness)]
-            z, carry = self._step(n, z, carry, reads, rows)
+        trace, reads = self.tape.trace, Reads.of(self.tape.plan, stacks)
+        z, carry = reads.states.get(len(trace.nodes)), []
+        for n in reversed(range(len(trace.nodes))):
+            rows, count = trace.nodes[n].rows, len(trace.z0)
+            after = [replay.taken(x, rows) for x in (z, *carry)]
+            estimates = [None if x is None else trace.of_step(x, n) for x in (error, stiffness)]
+            before, carry0 = self._step(n, after[0], after[1:], reads, estimates)
+            z, carry = replay.put(z, rows, before, count), replay.put_all(carry, rows, carry0, count)
+        z = replay.plus(z, reads.start)
         edges, *rest = self._close()
         self.tape.backward_nfe[0] += self.system.calls
         return [edges, None if z is None else self.system.state(z), *rest]
 
     def _step(
-        self, n: int, z1: Tensor | None, carry1: Gradients, reads: Reads, rows: Gradients
+        self, n: int, z1: Tensor | None, carry1: Gradients, reads: Reads, estimates: Gradients
     ) -> tuple[Tensor | None, Gradients]:
         """From cotangents of the state and carry after step n to those before it; the rest goes to the totals."""
         node, k0 = self.tape.trace.nodes[n], reads.k0.get(n)
         if n in reads.k1:
             carry1 = [replay.plus(carry1[0] if carry1 else None, reads.k1[n]), *carry1[1:]]
-        leg = self._at(node.segment)
-        z0, carry0 = self._pull(leg, node, z1, carry1, [*rows, reads.mid.get(n)], k0 if node.fresh else None)
+        z1, inner = replay.plus(z1, reads.ends.get(n)), [*estimates, reads.mid.get(n)]
+        z0, carry0 = self._pull(self._at(node), node, z1, carry1, inner, k0 if node.fresh else None)
         if k0 is not None and not node.fresh:
             carry0[0] = replay.plus(carry0[0], k0)
         return replay.plus(z0, reads.states.get(n)), carry0
 
-    def _at(self, segment: int) -> InitialValue:
-        """The system on the segment of the step that comes next; anew, where a product frees its graph."""
-        return self.system.at(segment)
+    def _at(self, node: Node) -> InitialValue:
+        """The system as it takes the step of a node, made anew where a product frees its graph."""
+        return self.tape.leg(self.system, node)
 
     @abstractmethod
     def _pull(
@@ -113,15 +117,17 @@ class CompiledReverse(Reverse):
         self.engine = tape.system.engine
         self.count = len(self.engine.entry.reached)
         self.leg: InitialValue | None = None
+        self.rows: Tensor | None = None
         self.modules: Sequence[Tensor] = []
         self.leaves: Sequence[Tensor] = []
         self.gradients: Gradients = [None] * len(conditions)
 
-    def _at(self, segment: int) -> InitialValue:
-        if self.leg is None or self.leg.segment != segment:
+    def _at(self, node: Node) -> InitialValue:
+        if self.leg is None or self.leg.segment != node.segment or self.rows is not node.rows:
             self._leave()
+            self.rows = node.rows
             with torch.enable_grad():
-                self.leg = self.system.at(segment)
+                self.leg = self.tape.leg(self.system, node)
                 self.own = [x for x in self.leg.conditions() if x.requires_grad]
             wanted = self.engine.wanted(self.leg)
             self.modules = self.modules or [torch.zeros_like(x) for x in wanted[: self.count]]

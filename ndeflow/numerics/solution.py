@@ -12,9 +12,18 @@ from torch import Tensor
 from ndeflow.contracts import Problem
 from ndeflow.numerics.mesh import Attempts, Mesh
 
+NON_FINITE, UNDERFLOW, TOO_MANY = 1, 2, 3  # why a row failed, as `Stats.status` says
+
 
 class SolveError(RuntimeError):
-    """A solve that could not be carried out; the message names time, step size and cure."""
+    """A solve that could not be carried out; the message names time, step size and cure.
+
+    status: (B,) int64 as in `Stats`, where the solver can tell which rows failed.
+    """
+
+    def __init__(self, message: str, status: Tensor | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass
@@ -22,7 +31,8 @@ class Stats:
     """The cost of a solve and its accepted mesh. B rows, N accepted steps.
 
     nfe, accepted, rejected: (B,) int64. nfe counts the evaluations in which a row was computed, rejected steps
-    and starting heuristic included. status: (B,) int64, 0 = solved.
+    and starting heuristic included. status: (B,) int64, 0 solved; failed, where the solver masks failures: 1 state
+    or rate non-finite, 2 step size underflowed, 3 more than `max_steps` attempts.
     mesh: where the solve stepped; it gives, when first read, `times` and `steps` (B, N), starts and sizes of the
     accepted steps, float64, never on the autograd graph, and `attempts`, the rejected steps among the accepted ones.
     error: (B, N), each row's tolerance-scaled RMS local error: sqrt(mean((e / (atol + rtol max(|y0|, |y1|)))^2)).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from torch import Tensor
 
@@ -32,13 +32,31 @@ class Stepper(ABC):
     def step(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any) -> Step:
         """One step, as the solver's `advance`; the raw error may be left out."""
 
+    def close(self) -> None:  # noqa: B027
+        """The march is over."""
+
+
+class Meter(Protocol):
+    """Something that adds up evaluations."""
+
+    evaluations: int
+
 
 @final
 class Eager(Stepper):
-    """Steps computed operation by operation, recorded by autograd where gradients are enabled."""
+    """Steps computed operation by operation, recorded by autograd where gradients are enabled.
 
-    def __init__(self, solver: Marching, system: System, start: Callable[[System, Tensor, Tensor], Tensor]) -> None:
-        self.solver, self.system, self.first = solver, system, start
+    start: the solver's. meter: what the evaluations of the march are added to.
+    """
+
+    def __init__(
+        self,
+        solver: Marching,
+        system: System,
+        start: Callable[[System, Tensor, Tensor], Tensor],
+        meter: Meter | None = None,
+    ) -> None:
+        self.solver, self.system, self.first, self.meter = solver, system, start, meter
 
     def open(self) -> tuple[Tensor, Tensor | None]:
         return self.system.open()
@@ -52,3 +70,7 @@ class Eager(Stepper):
 
     def step(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any) -> Step:
         return self.solver.advance(leg, t, z, h, carry)
+
+    def close(self) -> None:
+        if self.meter is not None:
+            self.meter.evaluations += self.system.calls

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.field import SDE, leaves, rebuilt, with_piece
+from ndeflow.numerics.field import SDE, leaves, rebuilt, replace_leaves, with_piece
 from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.segments import Segments
 
@@ -39,6 +39,7 @@ class System(ABC):
 
     def __init__(self) -> None:
         self._calls = [0]
+        self._parts: list[tuple[Tensor, list[int]]] = []
 
     @abstractmethod
     def open(self) -> tuple[Tensor, Tensor]:
@@ -60,6 +61,10 @@ class System(ABC):
     def at(self, segment: int) -> Self:
         """A copy set on a segment."""
 
+    @abstractmethod
+    def column(self, x: Tensor) -> Tensor:
+        """A time 0-dim as it is, (B,) as a column that broadcasts against z."""
+
     @property
     def renewed(self) -> bool:
         """Whether the right-hand side changes from segment to segment, so that no slope outlives a knot."""
@@ -67,13 +72,16 @@ class System(ABC):
 
     @property
     def calls(self) -> int:
-        """Evaluations so far."""
-        return self._calls[0]
+        """Evaluations so far, those of some rows only included."""
+        return self._calls[0] + sum(calls[0] for _, calls in self._parts)
 
-    @property
-    def counter(self) -> list[int]:
-        """The number of evaluations, in a list that counts on."""
-        return self._calls
+    def evaluations(self) -> Tensor:
+        """In how many evaluations each row was computed: (B,) int64."""
+        device = self.segments.edges.device
+        total = torch.full((self.rows,), self._calls[0], device=device)
+        for rows, calls in self._parts:
+            total.index_add_(0, rows, torch.full_like(rows, calls[0]))
+        return total
 
     def count(self, evaluations: int) -> None:
         """Add evaluations that were made by other means than calling this."""
@@ -91,20 +99,27 @@ class System(ABC):
         """dz/dt at the start of this segment; one evaluation."""
         return self(self.start.to(z.dtype.to_real()), z)
 
-    def moment(self, theta: float, dtheta: float) -> tuple[Tensor, Tensor]:
-        """t and h of a step that starts at the fraction theta of this segment and covers dtheta of it."""
-        return self.start.add(self.length, alpha=theta), self.length * dtheta
+    def moment(self, theta: Any, dtheta: Any) -> tuple[Tensor, Tensor]:
+        """t and h of a step that starts at the fraction theta of this segment and covers dtheta of it.
+
+        Both numbers, or (B,), of each row.
+        """
+        if not isinstance(theta, Tensor):
+            return self.start.add(self.length, alpha=theta), self.length * dtheta
+        theta, dtheta = self.column(theta), self.column(dtheta)
+        return torch.addcmul(self.start, self.length, theta), self.length * dtheta
 
     def mean_length(self) -> float:
         """The mean length of the moving rows' segment."""
         length = self.length.detach().abs()
         return length.sum().item() / (self.moving if length.dim() else 1)
 
-    def resolution(self) -> float:
-        """The smallest fraction of this segment that all rows' times can tell apart, times 16."""
-        start, length = self.start.detach(), self.length.detach()
+    def resolution(self) -> Tensor:
+        """The smallest fraction of this segment that times can tell apart, times 16: 0-dim or (B,), of each row."""
+        start, length = self.start.detach().flatten(), self.length.detach().flatten()
         reach = torch.maximum(start.abs(), (start + length).abs()) / length.abs()
-        return 16 * torch.finfo(start.dtype).eps * max(1.0, reach[length != 0].max().item())
+        reach = torch.where(length != 0, reach, 1.0).clamp(min=1.0)
+        return 16 * torch.finfo(start.dtype).eps * reach.view(-1 if self.length.dim() else ())
 
     def row_moment(self, theta: float, dtheta: float, row: int) -> tuple[float, float]:
         """t and h of one row, as numbers, for a message."""
@@ -141,7 +156,7 @@ class InitialValue(System):
     def with_conditions(self, new: Sequence[Tensor]) -> Self:
         """The same system, its evaluations counted anew, reading other leaves."""
         other, rest = copy.copy(self), iter(new)
-        other._calls = [0]
+        other._calls, other._parts = [0], []
         other.context = rebuilt(self.context, rest)
         other.integrands = tuple((module, rebuilt(own, rest)) for module, own in self.integrands)
         return other
@@ -158,6 +173,17 @@ class InitialValue(System):
         edge, after = self.segments.edges[segment], self.segments.edges[segment + 1]
         leg.start, leg.length = (self.column(x) for x in (edge, after - edge))
         return leg
+
+    def of(self, rows: Tensor) -> Self:
+        """A copy of some rows (L,) alone, on the same segment; its evaluations are counted as theirs."""
+        part = copy.copy(self)
+        part._calls = [0]
+        self._parts.append((rows, part._calls))
+        part.context = _chosen(self.context, rows)
+        part.integrands = tuple((module, _chosen(own, rows)) for module, own in self.integrands)
+        part.start, part.length = (x[rows] if x.dim() else x for x in (self.start, self.length))
+        part.rows = part.moving = len(rows)
+        return part
 
     def on_piece(self, piece: int) -> Self:
         """A copy that sees one piece of the control path."""
@@ -221,7 +247,6 @@ class InitialValue(System):
         return _column(t.flatten(), 1 + len(self.shape)) if self.columns and t.dim() else t
 
     def column(self, x: Tensor) -> Tensor:
-        """A time 0-dim as it is, (B,) as a column that broadcasts against z."""
         return _column(x, 2 if self.columns else 1 + len(self.shape))
 
     def _check(self, dy: Tensor, dq: Tensor | None) -> None:
@@ -242,3 +267,8 @@ class InitialValue(System):
 def _column(x: Tensor, dims: int) -> Tensor:
     """A 0-dim tensor as it is, (B,) as (B, 1, ..., 1)."""
     return x.view(-1, *[1] * (dims - 1)) if x.dim() else x
+
+
+def _chosen(context: Any, rows: Tensor) -> Any:
+    """A context of some of its rows."""
+    return replace_leaves(context, [leaf[rows] for leaf in leaves(context)])

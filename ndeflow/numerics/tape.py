@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,11 @@ from torch import Tensor
 
 from ndeflow.numerics import replay
 from ndeflow.numerics.marching import Marching
+from ndeflow.numerics.reading import Plan
+from ndeflow.numerics.rowwise import RowPlan
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.system import InitialValue
-from ndeflow.numerics.trace import Node, Plan, Trace, gather, plan
+from ndeflow.numerics.trace import Node, Trace, plan
 
 
 class Tape:
@@ -25,7 +28,12 @@ class Tape:
 
     def outputs(self, trace: Trace) -> tuple[Tensor | None, ...]:
         """Error and stiffness (B, N) or None, and the tensors that the save times are read from."""
-        return *trace.estimates(), *gather(self.plan, trace)
+        return *trace.estimates(), *self.plan.gather(trace)
+
+    def leg(self, system: InitialValue, node: Node) -> InitialValue:
+        """The system as it takes the step of a node: on its segment, its rows alone."""
+        leg = system.at(node.segment)
+        return leg if node.rows is None else leg.of(node.rows)
 
     def retake(self, leg: InitialValue, node: Node, z: Tensor, carry: Any) -> tuple[Any, Step]:
         """A step taken again from (z, carry); a fresh carry is made anew. Returns the carry and the step."""
@@ -37,35 +45,47 @@ class Tape:
     def again(self, edges: Tensor, y0: Tensor, conditions: list[Tensor]) -> tuple[Tensor | None, ...]:
         """The outputs on the graph of these inputs, on the same mesh."""
         system = replay.conditioned(self.system, conditions, edges)
-        z = system.join(y0, None)
-        trace, carry = Trace(z), None
+        z, carry = system.join(y0, None), []
+        trace = Trace(z, apart=self.trace.apart)
         with self.ambient():
             for node in self.trace.nodes:
-                carry, step = self.retake(system.at(node.segment), node, z, carry)
-                trace.accept(node._replace(z=z, carry=carry), step)
-                z, carry = step.y, step.carry
+                known = [] if node.fresh else [replay.taken(x, node.rows) for x in carry]
+                given = None if node.fresh else replay.like_carry(node.carry, known)
+                node = node._replace(z=replay.taken(z, node.rows))
+                given, step = self.retake(self.leg(system, node), node, node.z, given)
+                trace.accept(node._replace(carry=given), step)
+                z = replay.put(z, node.rows, step.y, len(y0))
+                carry = replay.put_all(carry, node.rows, replay.carried(step.carry), len(y0))
         self.backward_nfe[0] += system.calls
         return self.outputs(trace)
 
 
 @dataclass
 class Reads:
-    """Cotangents of what the save times were read from: of state n, and of k0, mid, k1 of step n."""
+    """Cotangents of what the save times were read from: of state n, and of k0, mid, k1 of step n.
+
+    Where rows step apart, states are the starts of steps, `ends` their ends, and `start` is that of the march.
+    """
 
     states: dict[int, Tensor]
     k0: dict[int, Tensor]
     mid: dict[int, Tensor]
     k1: dict[int, Tensor]
+    ends: dict[int, Tensor]
+    start: Tensor | None = None
 
     @classmethod
-    def of(cls, plan: Plan, stacks: tuple[Tensor | None, ...]) -> Reads:
-        names = {1: "z", 2: "zy", 5: "zkmyl"}[plan.stacks]
-        reads = cls({}, {}, {}, {})
+    def of(cls, plan: Plan, stacks: Sequence[Tensor | None]) -> Reads:
+        reads, apart = cls({}, {}, {}, {}, {}), isinstance(plan, RowPlan)
+        names = {1: "y" if apart else "z", 2: "zy", 5: "zkmyl"}[plan.stacks]
+        ends = reads.ends if apart else reads.states
+        into = {"z": reads.states, "y": ends, "k": reads.k0, "m": reads.mid, "l": reads.k1}
         for name, stack in zip(names, stacks, strict=True):
-            if stack is None:
-                continue
-            into = {"z": reads.states, "y": reads.states, "k": reads.k0, "m": reads.mid, "l": reads.k1}[name]
-            for n, cotangent in zip(plan.needed, stack.unbind(), strict=True):
-                n = n + 1 if name == "y" else n
-                into[n] = cotangent if n not in into else into[n] + cotangent
+            for n, cotangent in ({} if stack is None else plan.parted(stack)).items():
+                place = n + 1 if name == "y" and not apart else n
+                if place >= 0:
+                    before = into[name].get(place)
+                    into[name][place] = cotangent if before is None else before + cotangent
+                elif name in "zmy":  # the start state stands for a step that does not move
+                    reads.start = replay.plus(reads.start, cotangent)
         return reads

@@ -15,11 +15,11 @@ from ndeflow.regularizers import GlobalError
 from tests.models.series import irregular_batch
 
 
-def solved(adjoint=None):
+def solved(adjoint=None, solver=RungeKutta()):  # noqa: B008
     torch.manual_seed(0)
     field = Net()
     y0 = torch.randn(6, 2, dtype=torch.float64)
-    solution = solve(field, y0, torch.tensor([0.0, 2.0], dtype=torch.float64), solver=RungeKutta(), adjoint=adjoint)
+    solution = solve(field, y0, torch.tensor([0.0, 2.0], dtype=torch.float64), solver=solver, adjoint=adjoint)
     return field, solution
 
 
@@ -44,6 +44,17 @@ def test_penalty_is_the_formula(aggregate):
     terms = stats.error.square().mean(0).sqrt() * stats.steps[0].abs()
     expected = {"sum": terms.sum, "mean": terms.mean, "max": terms.max}[aggregate]()
     torch.testing.assert_close(penalty(solution, aggregate), expected)
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "mean", "max"])
+def test_rows_that_step_apart_are_penalised_by_their_own_steps(aggregate):
+    _, solution = solved(solver=RungeKutta(batching="per_sample"))
+    stats, rows = solution.stats, []
+    for error, steps, count in zip(stats.error, stats.steps, stats.accepted.tolist(), strict=True):
+        terms = error[:count] * steps[:count].abs()
+        rows.append({"sum": terms.sum, "mean": terms.mean, "max": terms.max}[aggregate]())
+    assert len(set(stats.accepted.tolist())) > 1
+    torch.testing.assert_close(penalty(solution, aggregate), torch.stack(rows).mean())
 
 
 def test_gradient_is_the_same_under_checkpointing_and_not_zero():

@@ -1,0 +1,216 @@
+"""Each row at its own pace: accepted, rejected and finished row by row."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from ndeflow.numerics.pacing import Pace, Rules, failure, non_finite_start
+from ndeflow.numerics.rowwise import Failures, Try, owners
+from ndeflow.numerics.solution import NON_FINITE, TOO_MANY, UNDERFLOW, SolveError, Step
+from ndeflow.numerics.stepper import Stepper
+from ndeflow.numerics.system import InitialValue, System
+from ndeflow.numerics.trace import Node, Trace
+
+
+class Clock(NamedTuple):
+    """Of each of L rows, (L,): where it is in the segment, its next step and the smallest it may take, as fractions;
+    its last accepted error; how many steps it tried."""
+
+    theta: Tensor
+    dtheta: Tensor
+    least: Tensor
+    previous: Tensor
+    tries: Tensor
+
+    def of(self, rows: Tensor) -> Clock:
+        return Clock(*torch.stack(self)[:, rows])
+
+
+@final
+class PerSample(Pace):
+    """A step for each row, judged by its own error. All rows cross a segment together; a row at its end is evaluated
+    no more until all are there.
+
+    An attempt reads one row of numbers from the device. Where autograd records and a row's step is not finite, no
+    row takes its step, for no gradient may pass through that one: the others try the same again.
+
+    mask: a row that fails leaves with its last accepted state; otherwise SolveError.
+    """
+
+    leg: InitialValue
+
+    def __init__(self, rules: Rules, stepper: Stepper, trace: Trace, mask: bool) -> None:
+        super().__init__(rules, stepper, trace)
+        self.mask, self.count, self.unstarted = mask, 0, len(trace.z0)
+        self.left: list[tuple[Tensor | None, Tensor]] = [(None, trace.z0)]  # rows at their ends, and their states
+
+    @property
+    def open(self) -> bool:
+        return self.count > 0
+
+    def enter(self, leg: System, slope: Tensor | None) -> None:
+        assert isinstance(leg, InitialValue)
+        order = owners([rows for rows, _ in self.left], self.trace.z0).argsort()
+        z = torch.cat([z for _, z in self.left])[order] if len(self.left) > 1 else self.left[0][1]
+        self.whole, self.left = leg, []
+        self.rows = self._moving(leg, z)
+        if not self.open:
+            return
+        self.leg, self.z = (leg, z) if self.rows is None else (leg.of(self.rows), z[self.rows])
+        self.carry = (
+            self.stepper.slope(self.leg, self.z) if slope is None else slope if self.rows is None else slope[self.rows]
+        )
+        self._wind()
+
+    def _moving(self, leg: InitialValue, z: Tensor) -> Tensor | None:
+        """The rows that move in this segment, None: all; the others have left it already."""
+        failures, self.count = self.trace.failures, leg.moving
+        if failures is None and leg.moving == leg.rows:
+            return None
+        moving = (leg.length.detach() != 0).flatten().expand(leg.rows)
+        if failures is not None:
+            moving = moving & ~failures.failed
+            self.count = int(moving.sum())
+        rows, still = _parted(moving, self.count)
+        self.left.append((still, z[still]))
+        return rows
+
+    def _wind(self) -> None:
+        """The clock at the start of a segment: first steps, or those of the segment before at their size."""
+        length = self._length()
+        if self.unstarted == len(self.trace.z0):
+            self.memory = length.new_zeros(3, self.unstarted)
+            self.memory[1] = 1.0
+        size, previous, tries = self.memory if self.rows is None else self.memory[:, self.rows]
+        dtheta = (size / length).clamp(max=1.0)
+        if self.unstarted:
+            dtheta = self._started(dtheta, size == 0)
+        least = self.leg.resolution().expand(self.count)
+        self.clock = Clock(torch.zeros_like(length), dtheta, least, previous, tries)
+        failed = dtheta.isfinite().logical_not()
+        count = int(failed.sum())
+        if count and not self.mask:
+            raise non_finite_start(self.leg, self.z, self.carry, self.rules, self.rows, len(self.trace.z0))
+        if count:
+            self._leave(failed, count, failed.long() * NON_FINITE)
+
+    def _started(self, dtheta: Tensor, new: Tensor) -> Tensor:
+        """dtheta with the first steps of the rows that have not moved before."""
+        count = int(new.sum())
+        self.unstarted -= count
+        if count == self.count:
+            return self.stepper.start(self.leg, self.z, self.carry)[1]
+        if count == 0:
+            return dtheta
+        places, _ = _parted(new, count)
+        leg = self.whole.of(self._numbers(places))
+        _, first = self.stepper.start(leg, self.z[places], self.carry[places])
+        return dtheta.index_copy(0, places, first)
+
+    def attempt(self) -> tuple[Tensor, Tensor]:
+        theta, dtheta = self.clock[:2]
+        self.last = theta + 1.01 * dtheta >= 1.0
+        self.size = torch.where(self.last, 1.0 - theta, dtheta)
+        return self.leg.moment(theta, self.size)
+
+    def take(self, step: Step) -> None:
+        assert step.ratio is not None
+        clock, size, ratio = self.clock, self.size, step.ratio.detach().to(self.size.dtype)
+        good = ratio <= 1.0
+        accepted = good
+        if step.y.requires_grad and torch.is_grad_enabled():
+            accepted = good & ratio.isfinite().all()
+        held, ended, fresh = good & ~accepted, accepted & self.last, accepted & (clock.theta == 0)
+        proposed = size * self.rules.controller.factors(ratio, clock.previous, self.rules.order)
+        tries = clock.tries + ~held
+        stuck, spent = ~good & (proposed < clock.least), ~ended & (tries >= self.rules.max_steps)
+        failed = stuck | spent
+        counts = torch.stack([accepted, fresh, ended, failed]).sum(dim=1).tolist()
+        verdict = accepted.long() - (~good).long()
+        self.trace.tries.append(Try(self.leg.segment, self.rows, clock.theta, size, ratio, verdict))
+        self._accept(step, accepted, fresh, *counts[:2])
+        dtheta = torch.where(held, clock.dtheta, torch.where(ended, proposed.maximum(clock.dtheta), proposed))
+        theta = torch.where(ended, 1.0, torch.where(accepted, clock.theta + size, clock.theta))
+        previous = torch.where(accepted, ratio, clock.previous)
+        self.clock = Clock(theta, dtheta, clock.least, previous, tries)
+        status = torch.where(stuck, torch.where(ratio.isfinite(), UNDERFLOW, NON_FINITE), failed.long() * TOO_MANY)
+        if counts[3] and not self.mask:
+            raise self._failure(step, status)
+        if counts[2] or counts[3]:
+            self._leave(ended | failed, counts[2] + counts[3], status if counts[3] else None)
+
+    def _accept(self, step: Step, accepted: Tensor, fresh: Tensor, count: int, count_fresh: int) -> None:
+        """Note the accepted steps, those from the start of the segment apart, and go on from their ends."""
+        if count == 0:
+            return
+        if count == self.count and count_fresh in (0, count):
+            self._note(step, None, count_fresh > 0)
+        else:
+            order = (accepted.long() + fresh).argsort(descending=True, stable=True)
+            for places, is_fresh in ((order[:count_fresh], True), (order[count_fresh:count], False)):
+                if len(places):
+                    self._note(step, places, is_fresh)
+        went = self.leg.column(accepted)
+        self.z = step.y if count == self.count else torch.where(went, step.y, self.z)
+        self.carry = step.carry if count == self.count else torch.where(went, step.carry, self.carry)
+
+    def _note(self, step: Step, places: Tensor | None, fresh: bool) -> None:
+        """Note the step of the live rows at some places; None: of all."""
+        start = [self.clock.theta, self.size, self.z, self.carry]
+        rows = self.rows
+        if places is not None:
+            start = [x[places] for x in start]
+            rows = self._numbers(places)
+            step = step._replace(**{k: x[places] for k, x in step._asdict().items() if x is not None})
+        self.trace.accept(Node(self.leg.segment, *start, fresh=fresh, rows=rows), step)
+
+    def _leave(self, gone: Tensor, count: int, status: Tensor | None) -> None:
+        """Rows at the end of the segment, or failed, leave; the others stay. status: (L,), None: none failed."""
+        out, stay = _parted(gone, count)
+        rows, clock = self._numbers(out), self.clock.of(out)
+        self.left.append((rows, self.z[out]))
+        self.memory[:, rows] = torch.stack([clock.dtheta * self._length()[out], clock.previous, clock.tries])
+        if status is not None:
+            self._fail(rows, status[out], clock.theta)
+        self.count -= count
+        if self.open:
+            self.rows, self.clock = self._numbers(stay), self.clock.of(stay)
+            self.leg, self.z, self.carry = self.whole.of(self.rows), self.z[stay], self.carry[stay]
+
+    def _fail(self, rows: Tensor, status: Tensor, theta: Tensor) -> None:
+        total = len(self.trace.z0)
+        if self.trace.failures is None:
+            self.trace.failures = Failures(status.new_zeros(total), theta.new_full((total,), torch.inf))
+        failures = self.trace.failures
+        failures.status[rows] = status
+        failures.stopped[rows] = torch.where(status > 0, self.leg.segment + theta, torch.inf)
+
+    def _length(self) -> Tensor:
+        """The lengths (L,) of the live rows' segment."""
+        return self.leg.length.detach().abs().flatten().expand(self.count)
+
+    def _numbers(self, places: Tensor) -> Tensor:
+        """The rows of the batch at some places among the live ones."""
+        return places if self.rows is None else self.rows[places]
+
+    def _failure(self, step: Step, status: Tensor) -> SolveError:
+        row = int((status > 0).int().argmax())
+        ratio: Any = step.ratio
+        code, number = int(status[row]), row if self.rows is None else int(self.rows[row])
+        moment = self.leg.row_moment(self.clock.theta[row].item(), self.clock.dtheta[row].item(), row)
+        mine = [x.verdict[owners([x.rows], self.trace.z0) == number] for x in self.trace.tries]
+        verdict = torch.cat(mine)
+        every = status.new_zeros(len(self.trace.z0))
+        every[self._numbers(torch.arange(self.count, device=status.device))] = status
+        reason = f"{self.rules.max_steps} steps were not enough" if code == TOO_MANY else "the step size underflowed"
+        counts = int((verdict > 0).sum()), int((verdict < 0).sum())
+        return failure(self.rules, reason, moment, number, ratio[row].item(), counts, every)
+
+
+def _parted(chosen: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The places where (L,) bool is True, of which there are `count`, and the others; nothing is read."""
+    order = chosen.long().argsort(descending=True, stable=True)
+    return order[:count], order[count:]
