@@ -165,6 +165,14 @@ class InitialValue(System):
         leg.context = with_piece(self.context, piece)
         return leg
 
+    def without_dense(self) -> Self:
+        """A copy whose steps are not interpolated."""
+        if not self.dense:
+            return self
+        leg = copy.copy(self)
+        leg.dense = False
+        return leg
+
     def open(self) -> tuple[Tensor, Tensor]:
         y0 = self.problem.y0
         leg = self.at(self.segments.first)
