@@ -32,11 +32,11 @@ class Reversible(Adjoint):
     """Couples the solver's method with its own reverse, and takes the steps back in the backward pass.
 
     The solve is that of the `Coupled` method: of the same order, for two steps of the method a step. Its gradient
-    is that of the discrete solve to rounding, for a memory that does not grow with the number of steps: the last
-    pair of states is kept, the mesh as numbers, and what the save times are read from. Times, context, integrands
-    and dense output are differentiated; not error and stiffness, and not twice. The field must be a module that
-    gives the same values when called again. Every row shares its steps; `stats.backward_nfe` is filled by the
-    backward pass.
+    is that of the discrete solve to rounding. Between the passes a memory that does not grow with the number of
+    steps is kept: the last pair of states, the mesh as numbers, and what the save times are read from; while it
+    marches, the forward pass holds two states a step. Times, context, integrands and dense output are
+    differentiated; not error and stiffness, and not twice. The field must be a module that gives the same values
+    when called again. All rows share their steps; `stats.backward_nfe` is filled by the backward pass.
 
     coupling: in (0, 1]. Each step taken back multiplies rounding by 1 / coupling, so that N steps can be taken back
     where N log(1 / coupling) <= log(1 / eps) / 2, half the digits: 18,000 steps in float64 at 0.999, 7,900 in
