@@ -18,6 +18,7 @@ from ndeflow.numerics.coupled import Coupled
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.fixed import FixedRungeKutta
+from ndeflow.numerics.mesh import Place
 from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.solution import Adjoint, Solution, SolveError, Solver
 from ndeflow.numerics.system import InitialValue
@@ -73,11 +74,12 @@ class Reversible(Adjoint):
         how = plan(system, trace)
         if torch.is_grad_enabled():
             self._check(len(trace.nodes), end.dtype)
-        mesh = [Span(node.segment, node.theta, node.dtheta) for node in trace.nodes]
-        sweep = Sweep(coupled, system, ambient, how, mesh)
+        sweep = Sweep(coupled, system, ambient, how, stats.mesh.accepted)
         inputs = [system.segments.edges, problem.y0, *replay.conditions(problem), *sweep.parameters]
         stats.backward_nfe = sweep.backward_nfe
-        return finish(system, read(system, trace, how, TakenBack.apply(sweep, gather(how, trace), end, *inputs)), stats)
+        return finish(
+            solver, system, read(system, trace, how, TakenBack.apply(sweep, gather(how, trace), end, *inputs)), stats
+        )
 
     def _check(self, steps: int, dtype: torch.dtype) -> None:
         growth, limit = -steps * math.log(self.coupling), -math.log(digits(dtype))
@@ -91,14 +93,6 @@ class Reversible(Adjoint):
 def digits(dtype: torch.dtype) -> float:
     """The relative error that leaves half the digits: sqrt(eps)."""
     return math.sqrt(torch.finfo(dtype).eps)
-
-
-class Span(NamedTuple):
-    """A step from the fraction theta of a segment over dtheta of it."""
-
-    segment: int
-    theta: float
-    dtheta: float
 
 
 class TakenBack(torch.autograd.Function):
@@ -134,7 +128,7 @@ class Sweep:
     """
 
     def __init__(
-        self, coupled: Coupled, system: InitialValue, ambient: replay.Ambient, how: Plan, mesh: list[Span]
+        self, coupled: Coupled, system: InitialValue, ambient: replay.Ambient, how: Plan, mesh: Sequence[Place]
     ) -> None:
         self.coupled, self.system, self.ambient, self.plan, self.mesh = coupled, system, ambient, how, mesh
         self.parameters = replay.parameters(system.problem)
@@ -162,15 +156,15 @@ class Sweep:
         """From both ends' pairs after step n to those before it; the rest of the gradient goes to the totals."""
         coupled, (y1, z1, to_y, to_z) = self.coupled, after
         if n in reads.k1:
-            leg, t, h = self._span(system, n)
+            leg, t, h = self._place(system, n)
             z1 = z1.requires_grad_()
             to_z = to_z + totals.add([coupled.slope(leg, t, z1, h)], z1, [reads.k1[n]])
-        leg, t, h = self._span(system, n)
+        leg, t, h = self._place(system, n)
         y1 = y1.requires_grad_()
         second = coupled.second(leg, t, y1, h).y
         z = (z1 + (second - y1)).detach().requires_grad_()
         to_y = to_y + to_z + totals.add([second], y1, [-to_z])
-        leg, t, h = self._span(system, n)
+        leg, t, h = self._place(system, n)
         k0 = leg(t.to(z.dtype.to_real()), z)
         first = coupled.first(leg if n in reads.mid else leg.without_dense(), t, z, h, k0)
         keep = coupled.kept(h, z)
@@ -182,11 +176,11 @@ class Sweep:
         to_y = apart + reads.states[n] if n in reads.states else apart
         return Pairs(y, z.detach(), to_y, to_z - apart)
 
-    def _span(self, system: InitialValue, n: int) -> tuple[InitialValue, Tensor, Tensor]:
+    def _place(self, system: InitialValue, n: int) -> tuple[InitialValue, Tensor, Tensor]:
         """The system on the segment of step n, t and h, on a graph of their own."""
-        span = self.mesh[n]
-        leg = system.at(span.segment)
-        return leg, *leg.moment(span.theta, span.dtheta)
+        place = self.mesh[n]
+        leg = system.at(place.segment)
+        return leg, *leg.moment(place.theta, place.dtheta)
 
     def _check(self, y0: Tensor, y: Tensor, z: Tensor, end: Tensor) -> None:
         """Compare the states that the steps led back to with the initial one, relative to the larger end's size."""

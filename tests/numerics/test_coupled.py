@@ -23,7 +23,7 @@ def coupled(solver: Marching, coupling: float, field, y0: Tensor, ts: Tensor, **
     probes = more.pop("probes", None)
     problem = pose(field, y0, ts, **more)
     system = solver.system(problem if probes is None else problem.with_probes(probes))
-    return solution(system, Coupled(solver, coupling).march(system)[0])
+    return solution(solver, system, Coupled(solver, coupling).march(system)[0])
 
 
 def psi(solver: Marching, field, t: Tensor, y: Tensor, h: Tensor) -> Tensor:
