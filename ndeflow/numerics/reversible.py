@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
-from ndeflow.numerics.adjoint import Reads
 from ndeflow.numerics.coupled import Coupled
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE
@@ -22,6 +21,7 @@ from ndeflow.numerics.mesh import Place
 from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.solution import Adjoint, Solution, SolveError, Solver
 from ndeflow.numerics.system import InitialValue
+from ndeflow.numerics.tape import Reads
 from ndeflow.numerics.trace import Plan, finish, gather, plan, read, statistics
 
 CURE = "use Checkpointed(), or float64"
@@ -43,9 +43,9 @@ class Reversible(Adjoint):
     where N log(1 / coupling) <= log(1 / eps) / 2, half the digits: 18,000 steps in float64 at 0.999, 7,900 in
     float32. Values further from 1 damp the difference of the two states more.
 
-    Raises ValueError for a coupling out of its range, an SDE, a field that is not a module and other solvers than
-    RungeKutta and FixedRungeKutta; SolveError for too many steps, and in the backward pass where less than half the
-    digits of y0 come back, as for solutions that contract by more.
+    Raises ValueError for a coupling out of its range, an SDE, a field that is not a module, steps to be compiled and
+    other solvers than RungeKutta and FixedRungeKutta; SolveError for too many steps, and in the backward pass where
+    less than half the digits of y0 come back, as for solutions that contract by more.
     McCallum, Foster 2024, "Efficient, accurate and stable gradients for neural ODEs".
     """
 
@@ -58,16 +58,8 @@ class Reversible(Adjoint):
             raise ValueError(f"expected a coupling in (0, 1], got {self.coupling}; 0.999 suits most solves")
 
     def __call__(self, solver: Solver, problem: Problem) -> Solution:
-        if isinstance(problem.field, SDE):
-            raise ValueError("expected an ODE for Reversible, got an SDE; use Checkpointed()")
-        if not isinstance(solver, (RungeKutta, FixedRungeKutta)):
-            raise ValueError(
-                f"expected RungeKutta or FixedRungeKutta for Reversible, got {type(solver).__name__}; "
-                "use Checkpointed(), or Direct()"
-            )
-        replay.needs_module(problem, "Reversible")
-        system, ambient = solver.system(problem), replay.Ambient.of(problem.y0)
-        coupled = Coupled(solver, self.coupling)
+        coupled = self._couple(solver, problem)
+        system, ambient = coupled.base.system(problem), replay.Ambient.of(problem.y0)
         with torch.no_grad(), ambient():
             trace, end = coupled.march(system)
             stats = statistics(system, trace, *trace.estimates())
@@ -80,6 +72,19 @@ class Reversible(Adjoint):
         return finish(
             solver, system, read(system, trace, how, TakenBack.apply(sweep, gather(how, trace), end, *inputs)), stats
         )
+
+    def _couple(self, solver: Solver, problem: Problem) -> Coupled:
+        if isinstance(problem.field, SDE):
+            raise ValueError("expected an ODE for Reversible, got an SDE; use Checkpointed()")
+        if not isinstance(solver, (RungeKutta, FixedRungeKutta)):
+            raise ValueError(
+                f"expected RungeKutta or FixedRungeKutta for Reversible, got {type(solver).__name__}; "
+                "use Checkpointed(), or Direct()"
+            )
+        if isinstance(solver, RungeKutta) and solver.compile == "on":
+            raise ValueError("expected steps that need not be compiled for Reversible, got compile=on; leave it auto")
+        replay.needs_module(problem, "Reversible")
+        return Coupled(solver, self.coupling)
 
     def _check(self, steps: int, dtype: torch.dtype) -> None:
         growth, limit = -steps * math.log(self.coupling), -math.log(digits(dtype))

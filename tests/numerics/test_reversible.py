@@ -214,6 +214,8 @@ def test_what_does_not_fit_is_refused_with_the_cure():
         solve(walk, start(), TS, adjoint=Reversible())
     with pytest.raises(ValueError, match=r"expected RungeKutta or FixedRungeKutta .* got Stochastic; use Checkpointed"):
         solve(Net(), start(), TS, adjoint=Reversible(), solver=Stochastic())
+    with pytest.raises(ValueError, match="got compile=on; leave it auto"):
+        solve(Net(), start(), TS, adjoint=Reversible(), solver=RungeKutta(compile="on"))
     with pytest.raises(ValueError, match=r"nn\.Module.*wrap.*Direct"):
         solve(lambda t, y: y, start(), TS, adjoint=Reversible())
 
