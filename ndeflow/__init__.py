@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ndeflow.numerics.explicit import RungeKutta
     from ndeflow.numerics.field import SDE, ByValue, Controlled
     from ndeflow.numerics.fixed import FixedRungeKutta
+    from ndeflow.numerics.reversible import Reversible
     from ndeflow.numerics.solution import Solution, SolveError, Stats
     from ndeflow.numerics.solve import solve
     from ndeflow.numerics.stochastic import Stochastic
@@ -34,6 +35,7 @@ _HOMES = {
     "numerics.explicit": "RungeKutta",
     "numerics.field": "SDE ByValue Controlled",
     "numerics.fixed": "FixedRungeKutta",
+    "numerics.reversible": "Reversible",
     "numerics.solution": "Solution SolveError Stats",
     "numerics.solve": "solve",
     "numerics.stochastic": "Stochastic",
@@ -43,8 +45,9 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [  # noqa: PLE0604
     "SDE", "Backsolve", "Batch", "Brownian", "ByValue", "Checkpointed", "Controlled", "DataModule", "Direct",
-    "FixedRungeKutta", "Model", "NeuralCDE", "NeuralODE", "NeuralSDE", "Output", "Regularizer", "RungeKutta", "Series",
-    "Solution", "SolveError", "Stats", "Stochastic", "Task", "TorchDiffEq", "TorchSDE", "load", "solve",
+    "FixedRungeKutta", "Model", "NeuralCDE", "NeuralODE", "NeuralSDE", "Output", "Regularizer", "Reversible",
+    "RungeKutta", "Series", "Solution", "SolveError", "Stats", "Stochastic", "Task", "TorchDiffEq", "TorchSDE",
+    "load", "solve",
 ]  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def test_every_public_class_has_a_configuration():
     public = {n for module in (models, regularizers, tasks) for n in module.__all__ if n[0].isupper()} - families
     assert public <= named
     assert {"RungeKutta", "FixedRungeKutta", "Stochastic", "TorchDiffEq", "TorchSDE"} <= named
-    assert {"Direct", "Checkpointed", "Backsolve"} <= named
+    assert {"Direct", "Checkpointed", "Backsolve", "Reversible"} <= named
 
 
 def targets(node):

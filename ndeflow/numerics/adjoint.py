@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
-from ndeflow.numerics.engine import Engine
 from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.reverse import CompiledReverse, EagerReverse
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
@@ -31,7 +30,7 @@ class Direct(Adjoint):
             return solver.integrate(problem)
         system, recording = solver.system(problem), replay.records(problem)
         solver.engage(system, recording)
-        if recording and isinstance(system.engine, Engine):
+        if recording and system.compiled:
             return replayed(solver, system)
         return solution(solver, system, solver.march(system))
 
@@ -93,6 +92,6 @@ class Replay(torch.autograd.Function):
         if torch.is_grad_enabled():
             outputs = tape.again(edges, y0, conditions)
             return None, *replay.grads(outputs, inputs, cotangents, create_graph=True)
-        compiled = isinstance(tape.system.engine, Engine) and not edges.requires_grad
+        compiled = tape.system.compiled and not edges.requires_grad
         sweep = CompiledReverse if compiled else EagerReverse
         return None, *sweep(tape, edges, conditions).run(*cotangents)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingImports]
 
 from ndeflow.numerics import replay
 from ndeflow.numerics.audit import Refusal
-from ndeflow.numerics.compiled import compiler
-from ndeflow.numerics.engine import Engine, Entry
 from ndeflow.numerics.fingerprint import Fingerprint, survey
 from ndeflow.numerics.stepper import Eager, Stepper
 from ndeflow.numerics.system import InitialValue
+from ndeflow.numerics.transforms import transformed
+
+if TYPE_CHECKING:
+    from ndeflow.numerics.engine import Engine, Entry
 
 VERSIONS = 8  # of one field's plain attributes: after so many, they are taken to change from solve to solve
 
@@ -82,14 +85,23 @@ def stepper_for(solver: Any, system: InitialValue, recording: bool) -> Stepper:
     if not _due(solver, mine, recording):
         return Eager(solver, system, solver.start, mine if recording else None)
     engine = _engine(solver, system, mine, recording)
-    if isinstance(engine, Engine):
-        return engine
-    _refused(solver, module, engine, mine)
-    return eager
+    if isinstance(engine, str):
+        _refused(solver, module, engine, mine)
+        return eager
+    return engine
+
+
+@cache
+def _compiler() -> str | None:
+    """Why nothing can be compiled for the CPU of this machine; None: it can."""
+    found = any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl"))
+    return None if found else "no C++ compiler was found; install g++ or clang"
 
 
 def _engine(solver: Any, system: InitialValue, mine: Account, recording: bool) -> Engine | str:
     """The engine of a solve, or why there is none."""
+    from ndeflow.numerics.engine import Engine, Entry  # here, for importing the compiler takes half a second
+
     module = system.problem.field
     modules = [module, *(integrand for integrand, _ in system.integrands)]
     tensors, now = survey(modules)
@@ -118,9 +130,9 @@ def _obstacle(system: InitialValue) -> str | None:
         return "it is not an nn.Module, so that its parameters cannot be found; wrap it in a module"
     if y0.is_complex():
         return "its state is complex; use view_as_real"
-    if peek_interpreter_stack() is not None:
+    if transformed():
         return "it is under a torch.func transform"
-    return compiler() if y0.device.type == "cpu" else None
+    return _compiler() if y0.device.type == "cpu" else None
 
 
 def _setting(system: InitialValue) -> tuple[Hashable, ...]:

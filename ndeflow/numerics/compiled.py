@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, final
 
 import torch
@@ -93,10 +91,3 @@ def lower(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequ
 
     with config.patch(cpp_wrapper=True):
         return standalone_compile(graph, list(inputs), dynamic_shapes="from_graph")
-
-
-@cache
-def compiler() -> str | None:
-    """Why nothing can be compiled on this machine; None: it can."""
-    found = any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl"))
-    return None if found else "no C++ compiler was found; install g++ or clang"

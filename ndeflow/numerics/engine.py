@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,8 @@ class Engine(Stepper):
     A function takes flat tensors: what it is about, then the tensors of the modules, then the context leaves of the
     segment; tolerances are among the first. New values of any of them need no new program.
     """
+
+    compiled: ClassVar[bool] = True
 
     def __init__(
         self, solver: Any, system: InitialValue, entry: Entry, modules: list[nn.Module], tensors: list[Tensor]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -56,6 +57,12 @@ class Marching(Solver):
     def begin(self, system: System, t: Tensor, z: Tensor, slope: Tensor) -> Any:
         """The carry of the first step of a segment after a knot, from slope = dz/dt at (t, z)."""
         return slope
+
+    def stepping(self, advance: Callable[..., Step]) -> Self:
+        """The same solver marching by steps of another kind, which `advance` takes as its own method would."""
+        other = copy.copy(self)
+        object.__setattr__(other, "advance", advance)  # solvers are frozen
+        return other
 
     def system(self, problem: Problem) -> InitialValue:
         """The problem as this solver marches it, checked."""

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from ndeflow.contracts import Problem
 from ndeflow.numerics.field import leaves
 from ndeflow.numerics.system import InitialValue
+from ndeflow.numerics.transforms import refuse_all
 
 
 def needs_module(problem: Problem, adjoint: str) -> None:
-    """Raise ValueError unless the field is a module, whose parameters can be found."""
+    """Raise ValueError unless parameters can be found: the field is a module, and no torch.func transform is on."""
+    refuse_all(adjoint)
     if not isinstance(problem.field, nn.Module):
         raise ValueError(
             f"expected an nn.Module as field for {adjoint}, which must find its parameters, got "

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
 
 from ndeflow.numerics import replay
-from ndeflow.numerics.engine import Engine
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.tape import Reads, Tape
 from ndeflow.numerics.trace import Node
+
+if TYPE_CHECKING:
+    from ndeflow.numerics.engine import Engine
 
 Gradients = list[Tensor | None]
 
@@ -113,8 +115,8 @@ class CompiledReverse(Reverse):
 
     def __init__(self, tape: Tape, edges: Tensor, conditions: list[Tensor]) -> None:
         super().__init__(tape, edges, conditions)
-        assert isinstance(tape.system.engine, Engine)
-        self.engine = tape.system.engine
+        engine: Any = tape.system.engine
+        self.engine = engine
         self.count = len(self.engine.entry.reached)
         self.leg: InitialValue | None = None
         self.rows: Tensor | None = None

@@ -15,6 +15,7 @@ from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE, leaves
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
 from ndeflow.numerics.stochastic import Stochastic
+from ndeflow.numerics.transforms import refuse_vmap
 
 
 def solve(
@@ -61,6 +62,7 @@ def pose(
     noise: Brownian | None = None,
 ) -> Problem:
     """The checked problem of these arguments, as `solve` takes them; raises ValueError with the cure."""
+    refuse_vmap()
     if not callable(field):
         raise ValueError(
             f"expected a field that can be called, got {type(field).__name__}; give a module or a function"

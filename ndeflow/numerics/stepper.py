@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol, final
+from typing import Any, ClassVar, Protocol, final
 
 from torch import Tensor
 
@@ -14,7 +14,12 @@ from ndeflow.numerics.system import System
 
 
 class Stepper(ABC):
-    """What an adaptive march asks for; `leg` is the system on a segment, z its packed state."""
+    """What an adaptive march asks for; `leg` is the system on a segment, z its packed state.
+
+    compiled: the steps are not recorded by autograd, and are to be taken again in the backward pass.
+    """
+
+    compiled: ClassVar[bool] = False
 
     @abstractmethod
     def open(self) -> tuple[Tensor, Tensor | None]:

@@ -66,6 +66,11 @@ class System(ABC):
         """A time 0-dim as it is, (B,) as a column that broadcasts against z."""
 
     @property
+    def compiled(self) -> bool:
+        """Whether the steps of its march are not recorded, but taken again in the backward pass."""
+        return self.engine is not None and self.engine.compiled
+
+    @property
     def renewed(self) -> bool:
         """Whether the right-hand side changes from segment to segment, so that no slope outlives a knot."""
         return self.segments.pieces is not None
@@ -189,6 +194,14 @@ class InitialValue(System):
         """A copy that sees one piece of the control path."""
         leg = copy.copy(self)
         leg.context = with_piece(self.context, piece)
+        return leg
+
+    def without_dense(self) -> Self:
+        """A copy whose steps are not interpolated."""
+        if not self.dense:
+            return self
+        leg = copy.copy(self)
+        leg.dense = False
         return leg
 
     def open(self) -> tuple[Tensor, Tensor]:
