@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,10 @@ class Batch(NamedTuple):
     target: Tensor | None
     inputs: Tensor | None
     index: Tensor
+
+    def of(self, rows: Tensor) -> Batch:
+        """Some of its rows, by their places (R,)."""
+        return self._replace(**{name: leaf[rows] for name, leaf in self._asdict().items() if leaf is not None})
 
     @property
     def scored(self) -> Tensor:
@@ -140,6 +144,11 @@ class Output:
     solutions: tuple[Solution, ...] = ()
     kl: Tensor | None = None
     draws: bool = field(default=False, kw_only=True)
+
+    def of(self, rows: Tensor) -> Self:
+        """The answer for some rows of the batch, by their places (R,), its solves apart."""
+        prediction = self.prediction[:, rows] if self.draws else self.prediction[rows]
+        return replace(self, prediction=prediction, kl=None if self.kl is None else self.kl[rows])
 
 
 class Solved(NamedTuple):

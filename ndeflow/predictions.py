@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ndeflow.contracts import Batch, DataSpec, Output
+from ndeflow.models.failures import failures
 from ndeflow.tasks.series import log_probabilities
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
@@ -21,21 +24,33 @@ def rows(
     """The prediction of B series as rows: of classes, of numbers, or of the series' own channels.
 
     ids: B names. times: for each series its T_n times as text. forecast: give no row before a series' last seen time.
+    A series whose solve failed has nan.
     """
+    output = unknown_where_failed(output)
     shape = output.prediction.shape[1:] if output.draws else output.prediction.shape
     if shape[:2] == batch.ts.shape and len(shape) == 3:
         return series_rows(output, batch, spec, ids, times, forecast=forecast)
     return class_rows(output, spec, ids) if spec.classes else number_rows(output, ids)
 
 
+def unknown_where_failed(output: Output) -> Output:
+    """The prediction with NaN in the rows whose solve failed."""
+    failed = failures(output)
+    if failed is None:
+        return output
+    shape = (-1, *[1] * (output.prediction.dim() - 1 - output.draws))
+    return replace(output, prediction=torch.where(failed.view(shape), torch.nan, output.prediction))
+
+
 def class_rows(output: Output, spec: DataSpec, ids: Sequence[str]) -> Rows:
     """id, prediction (a label), probability_LABEL for each class; from logits (B, K) or draws of them."""
-    probability = log_probabilities(output).exp().cpu()
-    best = probability.argmax(dim=-1).tolist()
+    found = log_probabilities(output).exp().cpu()
+    best, probability = found.argmax(dim=-1).tolist(), found.tolist()
     columns = [f"probability_{label}" for label in spec.classes]
+    labels = ["nan" if math.isnan(p[0]) else spec.classes[code] for code, p in zip(best, probability, strict=True)]
     return [
-        {"id": name, "prediction": spec.classes[code], **dict(zip(columns, map(text, p), strict=True))}
-        for name, code, p in zip(ids, best, probability.tolist(), strict=True)
+        {"id": name, "prediction": label, **dict(zip(columns, map(text, p), strict=True))}
+        for name, label, p in zip(ids, labels, probability, strict=True)
     ]
 
 

@@ -94,15 +94,7 @@ def place(trainer: Trainer | None) -> tuple[int, int]:
 
 def take(split: Batch, rows: Tensor, *, trim: bool = True) -> Batch:
     """The rows (B,) of a split; with `trim` without the times at which all of them are padding."""
-    chosen = Batch(
-        ts=split.ts[rows],
-        ys=split.ys[rows],
-        mask=split.mask[rows],
-        seen=split.seen[rows],
-        target=None if split.target is None else split.target[rows],
-        inputs=None if split.inputs is None else split.inputs[rows],
-        index=split.index[rows],
-    )
+    chosen = split.of(rows)
     return trimmed(chosen) if trim else chosen
 
 

@@ -17,6 +17,7 @@ from ndeflow.numerics.field import SDE
 from ndeflow.numerics.seeds import mix
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
 from ndeflow.numerics.solve import default_solver, pose
+from ndeflow.numerics.some import held
 
 
 class Preparation:
@@ -84,15 +85,16 @@ class Model(nn.Module, ABC):
         """Solve from y0 (B, *state) over ts (T,) or (B, T); `Solution.ys` is (B, T, *state).
 
         field: the model's own dynamics by default. index: (B,) keys of the rows' noise (an SDE's only).
-        regularized=False exempts an auxiliary solve from regularizers. Raises SolveError where the solve fails.
+        regularized=False exempts an auxiliary solve from regularizers. Raises SolveError where the solve fails; a row
+        that fails under a solver that masks failures holds the state of the last time that it reached, detached.
         """
         field = self.dynamics if field is None else field
         noise = Brownian(mix(self.noise_seed, self._next_solve()), index) if isinstance(field, SDE) else None
         problem = pose(field, y0, ts, context=context, integrands=integrands, noise=noise)
         solver = self.solver or default_solver(field)
         if self._preparation is None or not regularized:
-            return self.adjoint(solver, problem)
-        return _asked_for(self._preparation.solve(solver, self.adjoint, problem), problem)
+            return held(self.adjoint(solver, problem))
+        return _asked_for(held(self._preparation.solve(solver, self.adjoint, problem)), problem)
 
     @final
     @contextmanager

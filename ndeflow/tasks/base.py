@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ndeflow.contracts import DataSpec, Output, Regularizer
 from ndeflow.metrics import Averages, Weighted
 from ndeflow.models.base import Model, Preparation
+from ndeflow.models.failures import remaining
 from ndeflow.numerics.seeds import mix
-from ndeflow.numerics.solution import Solution
+from ndeflow.numerics.solution import Solution, SolveError
 from ndeflow.training.meter import Meter
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Task(pl.LightningModule, ABC):
         self.meter = Meter()
         self._averages = Averages()
         self._solutions: tuple[Solution, ...] = ()
+        self._failed: list[Tensor] = []  # (B,) bool of each step of this epoch
 
     @abstractmethod
     def loss(self, output: Output, batch: Any) -> Tensor:
@@ -80,25 +82,38 @@ class Task(pl.LightningModule, ABC):
     def objective(self, batch: Any) -> Tensor:
         """Loss plus weighted penalties of one forward pass, a scalar; what it cost goes to the meter.
 
-        Raises FloatingPointError where the result is not finite.
+        Rows whose solve failed, where the solver masks failures, are no part of it; without any other row it is 0,
+        with zero gradients. Raises FloatingPointError where the result is not finite.
         """
         self.model.reseed(mix(self.seed, self.global_step))
         with self.model.prepared(self.regularizers) as preparation:
             output = self.model(batch)
-        loss, penalties = self.terms(output, batch, preparation)
+        self._solutions = output.solutions
+        self.meter.add(**cost(output.solutions, "train"))
+        left = remaining(output, batch, preparation.solved)
+        self._count(left.failed)
+        if left.empty:
+            return sum((0.0 * p.sum() for p in self.model.parameters()), start=output.prediction.new_zeros(()))
+        preparation.solved = dict(left.solved)
+        loss, penalties = self.terms(left.output, left.batch, preparation)
         total = loss + sum(self._weights()[name] * value for name, value in penalties.items())
         if not math.isfinite(total.item()):
             raise FloatingPointError(
                 f"expected a finite loss, got {total.item()} at step {self.global_step}; lower optimizer.lr, "
                 "set trainer.gradient_clip_val, or check the data's scale"
             )
-        self._solutions = output.solutions
         self.meter.add({"train/loss": loss, **{f"train/penalty/{k}": v for k, v in penalties.items()}})
-        self.meter.add(**cost(output.solutions, "train"))
         return total
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.objective(batch)
+
+    def on_train_epoch_start(self) -> None:
+        self._failed = []
+
+    def on_train_epoch_end(self) -> None:
+        if self._failed:
+            check_failures(float(torch.cat(self._failed).double().mean()), "training")
 
     def on_after_backward(self) -> None:
         backward = [s.stats.backward_nfe[0] for s in self._solutions if s.stats.backward_nfe]
@@ -146,9 +161,13 @@ class Task(pl.LightningModule, ABC):
     def _evaluate(self, batch: Any) -> None:
         self.model.reseed(mix(self.seed, EVALUATION))
         output = self.model(batch)
-        rows = len(batch.index)
-        self._averages.add({"loss": Weighted(self.loss(output, batch)[None], torch.tensor([float(rows)]))})
-        self._averages.add(self.metrics(output, batch))
+        left = remaining(output, batch, {})
+        if left.failed is not None:
+            self._averages.add({"failed": left.failed.double()})
+        if not left.empty:
+            rows = torch.tensor([float(len(left.batch.index))])
+            self._averages.add({"loss": Weighted(self.loss(left.output, left.batch)[None], rows)})
+            self._averages.add(self.metrics(left.output, left.batch))
         nfe = [solution.stats.nfe.double().mean() for solution in output.solutions]
         if nfe:
             self._averages.add({"nfe": torch.stack(nfe).sum()})
@@ -157,9 +176,29 @@ class Task(pl.LightningModule, ABC):
         values = self._averages.reduced(self.trainer.strategy).compute()
         for name, value in values.items():
             self.log(f"{split}/{name}", value, logger=False, batch_size=1)
+        check_failures(values.get("failed", 0.0), split)
+
+    def _count(self, failed: Tensor | None) -> None:
+        """Note the rows (B,) that failed in this step, where rows can."""
+        if failed is not None:
+            self._failed.append(failed)
+            self.meter.add({"train/failed": failed.double().mean()})
 
 
 EVALUATION = 0x5EED  # in place of a training step's number in the noise seed of evaluations
+
+
+MOST = 0.1  # of the rows of an epoch may fail
+
+
+def check_failures(share: float, split: str) -> None:
+    """Raises SolveError where more than a tenth of the rows of an epoch failed."""
+    if share > MOST:
+        raise SolveError(
+            f"{share:.0%} of the rows of an epoch of {split} could not be solved, more than {MOST:.0%}; lower "
+            "optimizer.lr, bound the field, loosen the solver's rtol and atol, or raise its max_steps; "
+            "on_failure=raise says where the first of them stops"
+        )
 
 
 def cost(solutions: Iterable[Solution], split: str) -> dict[str, dict[str, Tensor]]:
