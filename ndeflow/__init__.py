@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ndeflow.numerics.backends import TorchDiffEq, TorchSDE
     from ndeflow.numerics.backsolve import Backsolve
     from ndeflow.numerics.brownian import Brownian
+    from ndeflow.numerics.diagnosis import Diagnosis, diagnose
     from ndeflow.numerics.explicit import RungeKutta
     from ndeflow.numerics.field import SDE, ByValue, Controlled
     from ndeflow.numerics.fixed import FixedRungeKutta
@@ -32,6 +33,7 @@ _HOMES = {
     "numerics.backends": "TorchDiffEq TorchSDE",
     "numerics.backsolve": "Backsolve",
     "numerics.brownian": "Brownian",
+    "numerics.diagnosis": "Diagnosis diagnose",
     "numerics.explicit": "RungeKutta",
     "numerics.field": "SDE ByValue Controlled",
     "numerics.fixed": "FixedRungeKutta",
@@ -44,10 +46,10 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [  # noqa: PLE0604
-    "SDE", "Backsolve", "Batch", "Brownian", "ByValue", "Checkpointed", "Controlled", "DataModule", "Direct",
-    "FixedRungeKutta", "Model", "NeuralCDE", "NeuralODE", "NeuralSDE", "Output", "Regularizer", "Reversible",
+    "SDE", "Backsolve", "Batch", "Brownian", "ByValue", "Checkpointed", "Controlled", "DataModule", "Diagnosis",
+    "Direct", "FixedRungeKutta", "Model", "NeuralCDE", "NeuralODE", "NeuralSDE", "Output", "Regularizer", "Reversible",
     "RungeKutta", "Series", "Solution", "SolveError", "Stats", "Stochastic", "Task", "TorchDiffEq", "TorchSDE",
-    "load", "solve",
+    "diagnose", "load", "solve",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -13,7 +14,8 @@ class Tableau:
     row of `a` (first same as last). error: y1 - y1^ = h sum_i error_i k_i, None where there is no estimate; of
     order `error_order`, the order of the less accurate y1^. mid: y(t + h/2) ~ y + h sum_i mid_i k_i; None: the
     midpoint of the cubic Hermite interpolant. stiffness: the last two stages are both at t + h, so that Hairer's
-    estimate of stiffness can be formed.
+    estimate of stiffness can be formed. stability: the length of its stability interval, the largest x such that
+    |R(z)| <= 1 for all z in [-x, 0], R being the stability function; of pairs with the estimate.
     """
 
     order: int
@@ -24,6 +26,7 @@ class Tableau:
     error_order: int = 0
     mid: tuple[float, ...] | None = None
     stiffness: bool = False
+    stability: float = math.inf
 
     @property
     def same_last(self) -> bool:
@@ -85,6 +88,7 @@ DOPRI5 = Tableau(
         11237099 / 235043384 / 2,
     ),
     stiffness=True,
+    stability=3.3066,
 )
 
 # Tsitouras 2011, "Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption"; the
@@ -137,6 +141,7 @@ TSIT5 = Tableau(
         0.031249999999999993,
     ),
     stiffness=True,
+    stability=3.5068,
 )
 
 PAIRS = {"heun": HEUN, "bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5}

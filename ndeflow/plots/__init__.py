@@ -5,7 +5,7 @@ matplotlib is imported when the first figure is drawn.
 
 from ndeflow.plots.scores import calibration, confusion_matrix
 from ndeflow.plots.series import phase_portrait, predictions
-from ndeflow.plots.solves import mesh
+from ndeflow.plots.solves import trace
 from ndeflow.plots.training import evaluations, learning_curves
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "confusion_matrix",
     "evaluations",
     "learning_curves",
-    "mesh",
     "phase_portrait",
     "predictions",
+    "trace",
 ]

@@ -1,40 +1,45 @@
-"""What a solver did: its steps, errors and stiffness along the way."""
+"""What a solver did: its steps, errors and stiffness along the way, and why they are what they are."""
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ndeflow.numerics.diagnosis import Course, diagnose
+from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.solution import Solution
-from ndeflow.plots.style import BLUE, FAINT, GREEN, ORANGE, legend_below, panels, set_scale, styled
+from ndeflow.plots.style import BLUE, FAINT, GREEN, INK, ORANGE, legend_below, panels, set_scale, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+WIDTH, LINE, DENSE = 7.2, 88, 150
+
 
 @styled
-def mesh(solution: Solution, row: int = 0) -> Figure:
-    """Sizes of the accepted steps of one row over time; local errors and stiffness where the method estimates them."""
-    stats = solution.stats
-    taken = (stats.steps[row] != 0).cpu().numpy()
-    starts = stats.times[row].detach().cpu().double().numpy()[taken]
-    sizes = stats.steps[row].detach().cpu().double().numpy()[taken]
-    estimates = [("local error / tolerance", stats.error, ORANGE), ("stiffness (1 / time)", stats.stiffness, GREEN)]
-    known = [(name, value[row].detach().cpu().double().numpy()[taken], colour)
-             for name, value, colour in estimates if value is not None]  # fmt: skip
-    counts = (
-        f"{int(stats.accepted[row])} accepted, {int(stats.rejected[row])} rejected, {int(stats.nfe[row])} evaluations"
-    )
-    figure, axes = panels(1 + len(known), 7.2, 2.2, f"Steps of a solve: {counts}", most=1)
-    _steps(axes[0], starts, sizes)
-    for panel, (name, values, colour) in zip(axes[1:], known, strict=True):
-        panel.plot(starts + sizes / 2, values, "o-", color=colour, markersize=3.5, linewidth=1)
-        panel.set_title(name)
-        set_scale(panel.yaxis, values)
-        if name.startswith("local"):
-            panel.axhline(1.0, color=FAINT, linewidth=1, linestyle="--", label="tolerance")
+def trace(solution: Solution) -> Figure:
+    """Step sizes of a solve over time, accepted and rejected; scaled local errors, and h times stiffness with the end
+    of the method's stability interval, where the method estimates them. The title says why the solve is expensive.
+
+    Shown are the attempts of the row that goes farthest, judged with the others; where rows step at their own pace,
+    of the one that made most. Save times are ticks under the step sizes.
+    """
+    course, stats = Course.of(solution), solution.stats
+    counts = f"{course.accepted.count(True)} accepted, {course.accepted.count(False)} rejected"
+    judged = stats.error is not None and len(course.times) > 0
+    stiff = bool(course.product)
+    title = textwrap.fill(_sentence(solution), LINE)
+    figure, axes = panels(1 + judged + stiff, WIDTH, 2.1, title, most=1)
+    figure.set_figheight(figure.get_figheight() + 0.2 * title.count("\n"))
+    _steps(axes[0], course, solution)
+    axes[0].set_title(f"step size: {counts}, {int(stats.nfe.max())} evaluations")
+    if judged:
+        _errors(axes[1], course)
+    if stiff:
+        _products(axes[-1], course, solution)
     axes[-1].set_xlabel("time")
     for panel in axes[1:]:
         panel.sharex(axes[0])
@@ -42,9 +47,57 @@ def mesh(solution: Solution, row: int = 0) -> Figure:
     return figure
 
 
-def _steps(panel: Axes, starts: np.ndarray, sizes: np.ndarray) -> None:
-    """Each step as a level line from its start to its end."""
-    panel.hlines(abs(sizes), starts, starts + sizes, color=BLUE, linewidth=2.2)
-    panel.plot(starts + sizes / 2, abs(sizes), ".", color=BLUE, markersize=4)
-    panel.set_title("step size")
-    set_scale(panel.yaxis, abs(sizes))
+def _sentence(solution: Solution) -> str:
+    sentence = diagnose(solution).sentence
+    return sentence[0].upper() + sentence[1:]
+
+
+def _steps(panel: Axes, course: Course, solution: Solution) -> None:
+    """Each attempt at the middle of its step, and the save times."""
+    sizes = np.abs(course.steps)
+    _attempts(panel, course, sizes)
+    set_scale(panel.yaxis, sizes)
+    ts = solution.problem.ts.detach()
+    ts = ts if ts.dim() == 1 else ts[int((ts[:, -1] - ts[:, 0]).abs().argmax())]
+    if len(ts) <= DENSE:
+        panel.plot(ts.cpu().numpy(), np.zeros(len(ts)), "|", color=INK, markersize=7, label="save time",
+                   transform=panel.get_xaxis_transform(), clip_on=False)  # fmt: skip
+
+
+def _errors(panel: Axes, course: Course) -> None:
+    errors = np.array(course.error)
+    errors = np.where(np.isfinite(errors), errors, np.nan)
+    _attempts(panel, course, errors)
+    panel.axhline(1.0, color=FAINT, linewidth=1, linestyle="--", label="limit")
+    panel.set_title("local error / tolerance")
+    set_scale(panel.yaxis, np.maximum(errors, 1e-6))
+    panel.set_ylim(bottom=max(0.5 * np.nanmin(errors), 1e-6) if panel.get_yscale() == "log" else 0.0)
+
+
+def _products(panel: Axes, course: Course, solution: Solution) -> None:
+    kept = np.array(course.accepted)
+    middles, products = _middles(course)[kept], np.array(course.product)
+    panel.plot(middles, products, ".", color=GREEN, markersize=_size(len(products)), label="step size times stiffness")
+    panel.set_title("step size times stiffness: near the line, stability limits the step")
+    if isinstance(solution.solver, RungeKutta):
+        limit = solution.solver.tableau.stability
+        panel.axhline(limit, color=FAINT, linewidth=1, linestyle="--", label="limit")
+        panel.set_ylim(0.0, 1.15 * max(limit, float(products.max(initial=0.0))))
+
+
+def _attempts(panel: Axes, course: Course, values: np.ndarray) -> None:
+    """Points, and a line through the accepted ones."""
+    kept, middles = np.array(course.accepted, dtype=bool), _middles(course)
+    size = _size(len(values))
+    panel.plot(middles[kept], values[kept], ".-", color=BLUE, markersize=size, linewidth=0.7, label="accepted")
+    if not kept.all():
+        panel.plot(middles[~kept], values[~kept], "x", color=ORANGE, markersize=0.7 * size, markeredgewidth=0.9,
+                   label="rejected")  # fmt: skip
+
+
+def _middles(course: Course) -> np.ndarray:
+    return np.array(course.times) + np.array(course.steps) / 2
+
+
+def _size(count: int) -> float:
+    return 6.0 if count <= DENSE else 3.0

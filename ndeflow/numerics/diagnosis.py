@@ -1,0 +1,214 @@
+"""Why a solve took the steps it took: stability, a jump in the field, knots, rounding, or the accuracy asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import NamedTuple, final
+
+import torch
+
+from ndeflow.numerics.explicit import RungeKutta
+from ndeflow.numerics.field import path_of
+from ndeflow.numerics.solution import Solution
+
+CHEAP = 20  # attempts
+NEAR, MOST = 0.8, 0.5  # of the stability interval; share of the accepted steps
+LOST = 0.2  # share of the attempts
+ROUNDINGS, APART = 2.0, 100.0
+
+
+@final
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why a solve cost what it did, in one line.
+
+    kind: "cheap", "rounding", "discontinuous", "stiff", "knots", "accuracy", or "fixed" where steps are not chosen by
+    an error. evidence: the numbers that this was judged by.
+    """
+
+    kind: str
+    sentence: str
+    evidence: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+class Collapse(NamedTuple):
+    """Rejected steps that all reached over one point, the first of size `before`, the last of size `after`."""
+
+    time: float
+    before: float
+    after: float
+    rejections: int
+
+
+@final
+@dataclass(frozen=True)
+class Course:
+    """The attempts by which the steps of a solve were chosen, as plain numbers.
+
+    times, steps, error, accepted: of each attempt, with the scaled error that decided on it. product: |h| times
+    stiffness of each accepted step, the largest of the rows; empty for a method that does not estimate stiffness.
+    """
+
+    times: list[float]
+    steps: list[float]
+    error: list[float]
+    accepted: list[bool]
+    product: list[float]
+
+    @classmethod
+    def of(cls, solution: Solution) -> Course:
+        """Of the row that goes farthest, judged with all others if all made the same attempts; else of the row that
+        made most."""
+        times, steps, error, accepted = solution.stats.attempts
+        error = torch.zeros_like(steps) if error is None else error
+        together = bool((accepted == accepted[:1]).all())
+        moves = steps != 0
+        row = int((steps.abs() if together else moves).sum(dim=1).argmax())
+        judges = slice(None) if together else slice(row, row + 1)
+        decided = error[judges].square().where(moves[judges], 0).sum(dim=0) / moves[judges].sum(dim=0).clamp(min=1)
+        columns = (times[row], steps[row], decided.sqrt(), accepted[row])
+        return cls(*(x[moves[row]].tolist() for x in columns), product=_product(solution, row, judges))
+
+    def order(self) -> list[float]:
+        """log(e1 / e2) / log(h1 / h2) of each two rejections at the same time: the order of the local error."""
+        tried = list(zip(self.times, self.steps, self.error, self.accepted, strict=True))
+        return [
+            math.log(e1 / e2) / math.log(h1 / h2)
+            for (t1, h1, e1, kept1), (t2, h2, e2, kept2) in pairwise(tried)
+            if not (kept1 or kept2) and t1 == t2 and h1 != h2 and math.isfinite(e1)
+        ]
+
+    def collapse(self) -> Collapse:
+        """The point that most rejected steps reached over."""
+        found, low, high = [Collapse(math.nan, 0.0, 0.0, 0)], math.inf, -math.inf
+        for t, h, kept in zip(self.times, self.steps, self.accepted, strict=True):
+            if kept:
+                continue
+            shared = max(low, min(t, t + h)), min(high, max(t, t + h))
+            if shared[0] < shared[1]:
+                (low, high), last = shared, found[-1]
+                found[-1] = Collapse((low + high) / 2, last.before, abs(h), last.rejections + 1)
+            else:
+                low, high = min(t, t + h), max(t, t + h)
+                found.append(Collapse(t + h / 2, abs(h), abs(h), 1))
+        return max(found, key=lambda collapse: collapse.rejections)
+
+
+def _product(solution: Solution, row: int, judges: slice) -> list[float]:
+    stats = solution.stats
+    if stats.stiffness is None:
+        return []
+    product = (stats.stiffness[judges].detach() * stats.steps[judges].abs()).amax(dim=0)
+    return product[stats.steps[row] != 0].tolist()
+
+
+def diagnose(solution: Solution) -> Diagnosis:
+    """Say in one line why a solve by `RungeKutta` is expensive, the first of these that holds.
+
+    - cheap: at most 20 attempts.
+    - rounding: the tolerance atol + rtol |y| is below 2 eps |y| (root mean square over the solution), or half of
+      the steps are below 100 eps |t|: the field hardly tells the times of their stages apart.
+    - discontinuous: at a fifth of the attempts, rejecting lowered the error like h^p with p nearer to 1 than to the
+      method's order: over a jump of the field the local error is O(h), whatever the method (Hairer, Norsett, Wanner
+      1993, section II.6).
+    - stiff: at half of the steps, h times the stiffness reaches 0.8 of the method's stability interval on the
+      negative real axis (Hairer, Wanner 1996, section IV.2). Their error does not tell: a controller that holds its
+      step size has a mean error near its aim, be it accuracy or stability that limits it. For methods with an
+      estimate of stiffness only: dopri5, tsit5.
+    - knots: a control path's pieces, crossed one by one, are at least half of the attempts.
+    - accuracy: none of these.
+    """
+    solver = solution.solver
+    if not isinstance(solver, RungeKutta):
+        sentence = f"fixed: {type(solver).__name__} does not report errors to judge by; solve once with RungeKutta()"
+        return Diagnosis("fixed", sentence, {})
+    return next(found for check in _CHECKS if (found := check(Course.of(solution), solution, solver)) is not None)
+
+
+def _cheap(course: Course, solution: Solution, solver: RungeKutta) -> Diagnosis | None:
+    count = len(course.times)
+    if count > CHEAP:
+        return None
+    return Diagnosis("cheap", f"cheap: {count} attempted steps", {"attempts": count})
+
+
+def _rounding(course: Course, solution: Solution, solver: RungeKutta) -> Diagnosis | None:
+    eps, y = torch.finfo(solution.ys.dtype).eps, solution.ys.detach().abs()
+    asked = (eps * y / (solver.atol + solver.rtol * y)).square().mean().rsqrt().item()
+    tried = zip(course.times, course.steps, course.accepted, strict=True)
+    apart = median(abs(h) / (eps * abs(t)) if t else math.inf for t, h, kept in tried if kept)
+    evidence, name = {"roundings": asked, "steps_in_roundings": apart}, str(solution.ys.dtype).removeprefix("torch.")
+    if asked < ROUNDINGS:
+        return Diagnosis("rounding", f"tolerance below rounding: it asks for {asked:.2g} eps |y| in {name}, and "
+                         "tighter steps buy no accuracy; loosen it, or solve in float64", evidence)  # fmt: skip
+    if apart < APART:
+        return Diagnosis("rounding", f"times near rounding: half of the steps are below {apart:.2g} eps |t| in {name}; "
+                         "count time from 0, or solve in float64", evidence)  # fmt: skip
+    return None
+
+
+def _discontinuous(course: Course, solution: Solution, solver: RungeKutta) -> Diagnosis | None:
+    between = (2 + solver.tableau.error_order) / 2
+    lost = sum(order < between for order in course.order()) / len(course.times)
+    if lost < LOST:
+        return None
+    worst, rejected = course.collapse(), course.accepted.count(False)
+    sentence = (
+        f"discontinuous: {rejected} of {len(course.times)} attempts rejected, {worst.rejections} of them over "
+        f"t = {worst.time:.4g}, where the step fell from {worst.before:.2g} to {worst.after:.2g}; "
+        "end a solve at the jump, make it a knot of a control path, or smooth the field"
+    )
+    evidence = {"lost": lost, "rejected": rejected, "time": worst.time, "before": worst.before, "after": worst.after}
+    return Diagnosis("discontinuous", sentence, evidence)
+
+
+def _stiff(course: Course, solution: Solution, solver: RungeKutta) -> Diagnosis | None:
+    limit = solver.tableau.stability
+    near = [x for x in course.product if x >= NEAR * limit]
+    share = len(near) / max(len(course.product), 1)
+    if share < MOST:
+        return None
+    typical = median(near)
+    sentence = (
+        f"stiff: stability, not accuracy, limits the step (h times stiffness is {typical:.2g} of at most {limit:.2g} "
+        f"at {share:.0%} of the steps), so a looser tolerance will not help; slow or regularise the dynamics, or "
+        'use TorchDiffEq("scipy_solver"), which is implicit, with Backsolve()'
+    )
+    return Diagnosis("stiff", sentence, {"product": typical, "share": share, "limit": limit})
+
+
+def _knots(course: Course, solution: Solution, solver: RungeKutta) -> Diagnosis | None:
+    path = path_of(solution.problem.context)
+    if path is None:
+        return None
+    ts, knots = solution.problem.ts.detach(), path.knots.detach()
+    low, high = (x.unsqueeze(-1) for x in ts.aminmax(dim=-1))
+    pieces = 1 + int(((knots > low) & (knots < high) & (knots.diff(dim=-1, append=high) != 0)).sum(dim=-1).max())
+    share = pieces / len(course.times)
+    if share < MOST:
+        return None
+    sentence = (
+        f"knots: {pieces} pieces of the control path, crossed one by one, in {len(course.times)} attempts; "
+        "take a path with fewer knots, or FixedRungeKutta()"
+    )
+    return Diagnosis("knots", sentence, {"pieces": pieces, "share": share})
+
+
+def _accuracy(course: Course, solution: Solution, solver: RungeKutta) -> Diagnosis:
+    count, saved = len(course.times), 1 - 10 ** (-1 / (solver.tableau.error_order + 1))
+    sentence = f"accuracy: {count} attempts, the steps that rtol {solver.rtol:.1g} and atol {solver.atol:.1g} ask for"
+    if course.product:
+        sentence += f"; ten times looser would save about {saved:.0%}"
+    else:
+        sentence += f", or stability, which {solver.method} does not estimate; solve once with dopri5 to tell"
+    return Diagnosis("accuracy", sentence, {"attempts": count, "saved": saved})
+
+
+_CHECKS = (_cheap, _rounding, _discontinuous, _stiff, _knots, _accuracy)
