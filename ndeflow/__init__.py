@@ -47,6 +47,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [  # noqa: PLE0604
     "SDE", "Backsolve", "Batch", "Brownian", "ByValue", "Checkpointed", "Controlled", "DataModule", "Diagnosis",
+    "SDE", "Backsolve", "Batch", "Brownian", "ByValue", "Checkpointed", "Controlled", "DataModule", "Diagnosis",
     "Direct", "FixedRungeKutta", "Model", "NeuralCDE", "NeuralODE", "NeuralSDE", "Output", "Regularizer", "Reversible",
     "RungeKutta", "Series", "Solution", "SolveError", "Stats", "Stochastic", "Task", "TorchDiffEq", "TorchSDE",
     "diagnose", "load", "solve",

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ndeflow import plots
-from ndeflow.contracts import Batch, DataSpec, Problem
-from ndeflow.numerics.solution import Solution, Stats
+from ndeflow import FixedRungeKutta, RungeKutta, Solution, plots, solve
+from ndeflow.contracts import Batch, DataSpec
 
 SPEC = DataSpec(("hare", "lynx"), mean=(10.0, 20.0), std=(2.0, 4.0), time_scale=0.5, time_origin=1900.0)
 
@@ -224,31 +223,34 @@ def test_calibration_of_nothing():
     )
 
 
-def solution(error: torch.Tensor | None) -> Solution:
-    """Three steps of 1, 2, 3 from time 0; the last place is padding."""
-    one = torch.ones(1, dtype=torch.int64)
-    times, steps = torch.tensor([[0.0, 1.0, 3.0, 6.0]]), torch.tensor([[1.0, 2.0, 3.0, 0.0]])
-    stats = Stats(20 * one, 3 * one, 2 * one, 0 * one, times, steps, error=error)
-    ts, y = torch.tensor([0.0, 6.0]), torch.zeros(1, 1)
-    return Solution(ts, torch.zeros(1, 2, 1), stats, torch.zeros(1, 2, 0), Problem(None, y, ts))
+def solution(field, method: str = "dopri5", tol: float = 1e-6, **options) -> Solution:
+    ts = torch.linspace(0, 10, 6, dtype=torch.float64)
+    return solve(field, torch.ones(2, 1, dtype=torch.float64), ts, solver=RungeKutta(method, tol, tol), **options)
 
 
-def test_mesh_shows_steps_and_errors_without_padding():
-    figure = plots.mesh(solution(torch.tensor([[0.1, 0.5, 0.9, 0.0]])))
-    assert figure.get_suptitle() == "Steps of a solve: 3 accepted, 2 rejected, 20 evaluations"
-    (levels,) = figure.axes[0].collections
-    assert [segment.tolist() for segment in levels.get_segments()] == [
-        [[0, 1], [1, 1]],
-        [[1, 2], [3, 2]],
-        [[3, 3], [6, 3]],
-    ]
-    np.testing.assert_allclose(figure.axes[1].lines[0].get_xydata(), [[0.5, 0.1], [2, 0.5], [4.5, 0.9]], rtol=1e-6)
-    assert figure.axes[-1].get_xlabel() == "time" and labels(figure) == {"tolerance"}
+def test_a_trace_shows_all_attempts_and_why():
+    solved = solution(lambda t, y: -y + 3.0 * (t > 4))
+    figure, stats = plots.trace(solved), solved.stats
+    steps, errors, products = figure.axes
+    assert figure.get_suptitle().startswith("Discontinuous: ")
+    accepted, rejected, saved = (line(steps, name).get_xydata() for name in ("accepted", "rejected", "save time"))
+    np.testing.assert_allclose(accepted, torch.stack([stats.times + stats.steps / 2, stats.steps], -1)[0])
+    assert len(rejected) == int(stats.rejected[0]) > 5
+    np.testing.assert_allclose(saved[:, 0], solved.ts)
+    assert (line(errors, "rejected").get_ydata() > 1).all() and (line(errors, "accepted").get_ydata() <= 1).all()
+    assert len(line(products, "step size times stiffness").get_xydata()) == int(stats.accepted[0])
+    assert line(products, "limit").get_ydata()[0] == RungeKutta().tableau.stability
+    assert {"accepted", "rejected", "save time", "limit", "step size times stiffness"} == labels(figure)
+    assert products.get_xlabel() == "time"
     drawn(figure)
 
 
-def test_mesh_of_a_method_without_estimates():
-    assert len(plots.mesh(solution(None)).axes) == 1
+def test_a_trace_of_methods_without_estimates():
+    assert len(plots.trace(solution(lambda t, y: -y, "bosh3", 1e-3)).axes) == 2
+    ts = torch.tensor([[0.0, 1.0, 1.0], [0.0, 2.0, 3.0]])
+    fixed = plots.trace(solve(lambda t, y: -y, torch.ones(2, 1), ts, solver=FixedRungeKutta()))
+    assert len(fixed.axes) == 1 and line(fixed.axes[0], "save time").get_xdata().tolist() == [0, 2, 3]
+    drawn(fixed)
 
 
 def test_importing_plots_does_not_import_matplotlib():

@@ -129,7 +129,8 @@ def diagnose(solution: Solution) -> Diagnosis:
     if not isinstance(solver, RungeKutta):
         sentence = f"fixed: {type(solver).__name__} does not report errors to judge by; solve once with RungeKutta()"
         return Diagnosis("fixed", sentence, {})
-    return next(found for check in _CHECKS if (found := check(Course.of(solution), solution, solver)) is not None)
+    course = Course.of(solution)
+    return next(found for check in _CHECKS if (found := check(course, solution, solver)) is not None)
 
 
 def _cheap(course: Course, solution: Solution, solver: RungeKutta) -> Diagnosis | None:
@@ -188,9 +189,9 @@ def _knots(course: Course, solution: Solution, solver: RungeKutta) -> Diagnosis 
     path = path_of(solution.problem.context)
     if path is None:
         return None
-    ts, knots = solution.problem.ts.detach(), path.knots.detach()
-    low, high = (x.unsqueeze(-1) for x in ts.aminmax(dim=-1))
-    pieces = 1 + int(((knots > low) & (knots < high) & (knots.diff(dim=-1, append=high) != 0)).sum(dim=-1).max())
+    knots, (low, high) = path.knots.detach(), solution.problem.ts.detach().aminmax(dim=-1, keepdim=True)
+    crossed = torch.minimum(knots[..., 1:], high) > torch.maximum(knots[..., :-1], low)
+    pieces = int(crossed.sum(dim=-1).max())
     share = pieces / len(course.times)
     if share < MOST:
         return None

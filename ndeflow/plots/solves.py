@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, LINE, DENSE = 7.2, 88, 150
+WIDTH, LINE, DENSE, LEAST = 7.2, 80, 150, 1e-6
 
 
 @styled
@@ -66,23 +66,22 @@ def _steps(panel: Axes, course: Course, solution: Solution) -> None:
 
 def _errors(panel: Axes, course: Course) -> None:
     errors = np.array(course.error)
-    errors = np.where(np.isfinite(errors), errors, np.nan)
+    errors = np.where(np.isfinite(errors), np.maximum(errors, LEAST), np.nan)
     _attempts(panel, course, errors)
     panel.axhline(1.0, color=FAINT, linewidth=1, linestyle="--", label="limit")
     panel.set_title("local error / tolerance")
-    set_scale(panel.yaxis, np.maximum(errors, 1e-6))
-    panel.set_ylim(bottom=max(0.5 * np.nanmin(errors), 1e-6) if panel.get_yscale() == "log" else 0.0)
+    set_scale(panel.yaxis, errors)
 
 
 def _products(panel: Axes, course: Course, solution: Solution) -> None:
-    kept = np.array(course.accepted)
-    middles, products = _middles(course)[kept], np.array(course.product)
-    panel.plot(middles, products, ".", color=GREEN, markersize=_size(len(products)), label="step size times stiffness")
-    panel.set_title("step size times stiffness: near the line, stability limits the step")
+    middles, products = _middles(course)[np.array(course.accepted)], np.array(course.product)
     if isinstance(solution.solver, RungeKutta):
         limit = solution.solver.tableau.stability
         panel.axhline(limit, color=FAINT, linewidth=1, linestyle="--", label="limit")
-        panel.set_ylim(0.0, 1.15 * max(limit, float(products.max(initial=0.0))))
+        panel.set_ylim(0.0, 2 * limit)
+        products = products.clip(max=1.95 * limit)
+    panel.plot(middles, products, ".", color=GREEN, markersize=_size(len(products)), label="step size times stiffness")
+    panel.set_title("step size times stiffness: near the line, stability limits the step")
 
 
 def _attempts(panel: Axes, course: Course, values: np.ndarray) -> None:

@@ -15,6 +15,8 @@ from ndeflow.training.trackers import send_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ndeflow.numerics.solution import Solution
+
 
 class Drawing(Protocol):
     """What of a task is needed to draw: a LightningModule with a model and `figures(output, batch)`."""
@@ -36,14 +38,25 @@ def run_figures(rows: Sequence[Mapping[str, float]]) -> dict[str, Figure]:
 
 
 def task_figures(task: Drawing, batch: Any) -> dict[str, Figure]:
-    """The task's own figures of its model's answer to `batch`, in evaluation mode."""
+    """The task's own figures of its model's answer to `batch`, and its dearest solve's trace; in evaluation mode."""
     training = task.model.training
     task.model.eval()
     try:
         with torch.no_grad():
-            return task.figures(task.model(batch), batch)
+            output = task.model(batch)
+            return {**task.figures(output, batch), **_traces(output.solutions)}
     finally:
         task.model.train(training)
+
+
+def _traces(solutions: Sequence[Solution]) -> dict[str, Figure]:
+    """The trace of the solve with most evaluations, of those whose steps were chosen by an error."""
+    judged = [solution for solution in solutions if solution.stats.error is not None]
+    if not judged:
+        return {}
+    from ndeflow import plots
+
+    return {"trace": plots.trace(max(judged, key=lambda solution: int(solution.stats.nfe.max())))}
 
 
 @rank_zero_only

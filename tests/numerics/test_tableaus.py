@@ -59,3 +59,18 @@ def test_midpoint_has_order_four(name):
     tableau = PAIRS[name]
     assert tableau.stiffness and tableau.c[-2] == 1
     assert max(map(abs, conditions(tableau, tableau.mid, 4, theta=0.5))) < 1e-12
+
+
+@pytest.mark.parametrize("method", ["dopri5", "tsit5"])
+def test_stability_interval(method):
+    """R(z) = 1 + z sum_i b_i k_i(z), k_i = 1 + z sum_j a_ij k_j, leaves [-1, 1] at z = -stability and not before."""
+
+    def growth(z: float) -> float:
+        tableau, ks = PAIRS[method], []
+        for row in tableau.a:
+            ks.append(1 + z * sum(a * k for a, k in zip(row, ks, strict=True)))
+        return abs(1 + z * sum(b * k for b, k in zip(tableau.b, ks, strict=True)))
+
+    end = PAIRS[method].stability
+    assert all(growth(-end * n / 200) < 1 for n in range(1, 200))
+    assert growth(-end) == pytest.approx(1.0, abs=1e-3) and growth(-1.01 * end) > 1.01

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import nn
 
+from ndeflow import FixedRungeKutta, Output, RungeKutta, solve
 from ndeflow.training import figures
 from ndeflow.training.figures import run_figures, task_figures, write_figures
 
@@ -26,23 +27,41 @@ def test_files_are_written_and_sent(tmp_path, monkeypatch):
     assert sent == [("first", "a", True), ("second", "a", True), ("first", "b", True), ("second", "b", True)]
 
 
+class Solving(nn.Module):
+    """Two solves, one without errors, that a trace can not be drawn of."""
+
+    def forward(self, batch):
+        rows = nn.functional.dropout(batch[:, None], 0.5, self.training)
+        solvers = RungeKutta(), FixedRungeKutta()
+        solutions = tuple(solve(lambda t, y: -y, rows, torch.tensor([0.0, 1.0]), solver=solver) for solver in solvers)
+        return Output(rows[:, 0], solutions[: self.solves])
+
+    solves = 2
+
+
 class Task(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.model = nn.Sequential(nn.PReLU(), nn.Dropout(0.5))
+        self.model = Solving()
         self.seen: torch.Tensor | None = None
 
     def figures(self, output, batch) -> dict[str, Figure]:
-        self.seen = output
+        self.seen = output.prediction
         return {"prediction": picture()}
 
 
 def test_a_task_draws_in_evaluation_mode_and_goes_on_training():
     task = Task()
     made = task_figures(task, torch.ones(8))
-    assert list(made) == ["prediction"]
+    assert list(made) == ["prediction", "trace"] and "3 accepted" in made["trace"].axes[0].get_title(loc="left")
     assert task.seen is not None and torch.equal(task.seen, torch.ones(8)) and not task.seen.requires_grad
     assert task.training and task.model.training
+
+
+def test_no_trace_without_a_solve():
+    task = Task()
+    task.model.solves = 0
+    assert list(task_figures(task, torch.ones(8))) == ["prediction"]
 
 
 def test_a_run_without_rows_has_no_curves():
