@@ -64,11 +64,10 @@ class Course:
 
     @classmethod
     def of(cls, solution: Solution) -> Course:
-        """Of the row that goes farthest, judged with all others if all made the same attempts; else of the row that
-        made most."""
+        """Of the row that goes farthest, judged with all others; where each has its own pace, of the row with most."""
         times, steps, error, accepted = solution.stats.attempts
         error = torch.zeros_like(steps) if error is None else error
-        together = bool((accepted == accepted[:1]).all())
+        together = not (isinstance(solution.solver, RungeKutta) and solution.solver.batching == "per_sample")
         moves = steps != 0
         row = int((steps.abs() if together else moves).sum(dim=1).argmax())
         judges = slice(None) if together else slice(row, row + 1)
@@ -82,7 +81,7 @@ class Course:
         return [
             math.log(e1 / e2) / math.log(h1 / h2)
             for (t1, h1, e1, kept1), (t2, h2, e2, kept2) in pairwise(tried)
-            if not (kept1 or kept2) and t1 == t2 and h1 != h2 and math.isfinite(e1)
+            if not (kept1 or kept2) and t1 == t2 and h1 != h2 and math.isfinite(e1 + e2)
         ]
 
     def collapse(self) -> Collapse:

@@ -68,11 +68,16 @@ def test_accuracy(method, tol):
     assert 1 - attempts(looser) / attempts(solution) == pytest.approx(found.evidence["saved"], abs=0.08)
 
 
-@pytest.mark.parametrize(("method", "tol"), {"bosh3": 1e-4, "dopri5": 1e-6, "tsit5": 1e-6}.items())
+def test_many_jumps_and_a_method_of_low_order():
+    found = diagnose(solved(lambda t, y: -0.3 * y + torch.sign(torch.sin(6 * t)), end=4.0, method="bosh3"))
+    assert found.kind == "discontinuous"
+
+
+@METHODS
 @pytest.mark.parametrize("jump", [2.3, 7.1])
-def test_a_jump_in_time_is_found_where_it_is(method, tol, jump):
-    found = diagnose(solved(lambda t, y: -0.3 * y + 2.0 * (t > jump), end=jump + 1, method=method, tol=tol))
-    assert found.kind == "discontinuous" and f"t = {jump:.2g}" in found.sentence
+def test_a_jump_in_time_is_found_where_it_is(method, jump):
+    found = diagnose(solved(lambda t, y: -0.3 * y + 2.0 * (t > jump), end=jump + 1, method=method, tol=1e-6))
+    assert found.kind == "discontinuous" and f"t = {found.evidence['time']:.4g}" in found.sentence
     assert found.evidence["time"] == pytest.approx(jump, abs=0.01)
     assert found.evidence["after"] < 0.02 * found.evidence["before"]
 
@@ -138,6 +143,15 @@ def test_the_stiffest_row_of_a_batch_decides():
     rate = torch.tensor([[0.1], [300.0], [1.0]], dtype=torch.float64)
     found = diagnose(solved(slow_manifold(rate), ONE.expand(3, 1), end=1.0))
     assert found.kind == "stiff"
+
+
+def test_rows_with_a_pace_of_their_own_are_judged_by_the_dearest():
+    jump, ts = torch.tensor([[99.0], [2.3]], dtype=torch.float64), torch.linspace(0, 4, 5, dtype=torch.float64)
+    solver = RungeKutta(rtol=1e-6, atol=1e-6, batching="per_sample")
+    solution = solve(lambda t, y, c: -0.3 * y + 2.0 * (t > c), ONE.expand(2, 1), ts, solver=solver, context=jump)
+    found = diagnose(solution)
+    assert found.kind == "discontinuous" and found.evidence["time"] == pytest.approx(2.3, abs=0.01)
+    assert len(Course.of(solution).times) == int(solution.stats.accepted[1] + solution.stats.rejected[1])
 
 
 def test_attempts_are_all_that_was_tried_in_order():
