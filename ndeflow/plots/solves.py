@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ndeflow.numerics.diagnosis import Course, diagnose
+from ndeflow.numerics.course import Course
+from ndeflow.numerics.diagnosis import diagnose
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.solution import Solution
 from ndeflow.plots.style import BLUE, FAINT, GREEN, INK, ORANGE, legend_below, panels, set_scale, styled

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ndeflow import Diagnosis, FixedRungeKutta, RungeKutta, diagnose, solve
-from ndeflow.numerics.diagnosis import Course
+from ndeflow.numerics.course import Course
 from ndeflow.numerics.paths import Linear
 
 METHODS = pytest.mark.parametrize("method", ["dopri5", "tsit5"])
