@@ -126,9 +126,19 @@ def summary(folder: Path, config: dict[str, Any]) -> str:
     for prefix, title in TITLES.items():
         found = {name.removeprefix(prefix): value for name, value in results.items() if name.startswith(prefix)}
         lines += ["", title, *[f"  {name:<{width}}  {value:.4g}" for name, value in found.items()]] if found else []
+        lines += _outside(results) if found and prefix == "train/" else []
     lines += _claim(config, results)
     lines += ["", "where", *[f"  {name:<10}  {folder / place}" for name, place in PLACES.items()]]
     return "\n".join([*lines, "", f"to predict with it: python -m ndeflow.sample run={folder}"])
+
+
+def _outside(results: dict[str, float]) -> list[str]:
+    """How much of a step was not training, in words."""
+    if "train/seconds_outside" not in results:
+        return []
+    outside, whole = (1e3 * results[f"train/{name}"] for name in ("seconds_outside", "seconds_per_step"))
+    share = f"{outside:.2f} ms ({100 * outside / whole:.1f} %)"
+    return [f"  of the {whole:.1f} ms of a step, {share} lie outside forward pass, backward pass and optimizer"]
 
 
 def _claim(config: dict[str, Any], results: dict[str, float]) -> list[str]:

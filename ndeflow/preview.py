@@ -10,7 +10,7 @@ import torch
 
 from ndeflow.contracts import Batch
 from ndeflow.data import DataModule
-from ndeflow.data.loader import take
+from ndeflow.data.loader import lengths, take
 from ndeflow.tasks import Task
 
 STEPS = 3
@@ -20,7 +20,7 @@ def preview(task: Task, data: DataModule, trainer: dict[str, Any]) -> str:
     """Shapes, parameters, evaluations per solve, and the minutes that the training would take."""
     train = data.train
     rows = min(data.batch_size, len(train.index))
-    batch = take(train, torch.arange(rows))
+    batch = take(train, torch.arange(rows), lengths(train))
     task.model.train()
     seconds, output = min((_step(task, batch) for _ in range(STEPS)), key=lambda pair: pair[0])
     batches = math.ceil(len(train.index) / data.batch_size)

@@ -47,6 +47,8 @@ def read(words: Sequence[str]) -> Request:
     others = [word for word in words if not word.startswith("resume=")]
     request = _resumed(Path(folders[-1]).expanduser(), others) if folders else _new(others)
     _check(request.config)
+    if request.resumed is None:
+        _check_numbers(others, request.config)
     return request
 
 
@@ -58,6 +60,21 @@ def _new(words: Sequence[str]) -> Request:
     if start and not start.exists():
         raise ConfigError(f"init_from: expected a run folder or a checkpoint, found nothing at {start}; see runs/")
     return Request(config)
+
+
+def _check_numbers(words: Sequence[str], config: Any) -> None:
+    """Refuse text where the option, left as it is, has a number."""
+    for word in words:
+        key = word.partition("=")[0]
+        given = resources.value(config, key)
+        if "." in key and isinstance(given, str):
+            usual = resources.value(resources.compose([other for other in words if other != word]), key)
+            if isinstance(usual, int | float):
+                raise ConfigError(f"expected {key} to be {_kind(usual)}, got {given!r}; it is {usual} by default")
+
+
+def _kind(value: float) -> str:
+    return "true or false" if isinstance(value, bool) else "a whole number" if isinstance(value, int) else "a number"
 
 
 def _resumed(folder: Path, words: Sequence[str]) -> Request:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import warnings
+from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from ndeflow.resources import ConfigError
 from ndeflow.runs import FAILED, MISSING, MISUSED, Run, first_process, say
 from ndeflow.tasks import Task
 from ndeflow.training import provenance
-from ndeflow.training.assembly import Assembly, Settings, assemble
+from ndeflow.training.assembly import Assembly, Settings, assemble, trainer_options
 from ndeflow.training.checkpoints import CheckpointError, read_checkpoint
 from ndeflow.training.files import write_atomically
 from ndeflow.training.signals import Interrupted
@@ -41,6 +44,7 @@ def run(request: Request) -> int:
 
 def prepare(config: Any) -> Run | None:
     """A new run: its data, folder, task, in the order in which they fail cheaply; None where only a check was asked."""
+    check_trainer(config)
     data = make_data(config)
     if config.check:
         plain = resources.resolved(config)
@@ -71,6 +75,7 @@ def resume(request: Request, folder: Path) -> Run | None:
         read_checkpoint(last)
     else:
         (folder / "metrics.csv").unlink(missing_ok=True)
+    check_trainer(config)
     data = make_data(config)
     resources.update(config, run_dir=str(folder))
     plain = resources.resolved(config)
@@ -85,13 +90,11 @@ def train(run: Run) -> int:
     versions, commit = provenance.versions(), provenance.git_commit()
     trackers = make_trackers(run, {"versions": versions, "commit": commit})
     record = runs.Record(run.folder, recipe=run.config["name"], versions=versions, commit=commit)
-    config = resources.to_yaml(run.config)
-    settings = Settings(**{name: run.config[name] for name in Settings.__dataclass_fields__})
-    options = {name: value for name, value in run.config["trainer"].items() if name != "threads"}
-    assembly = assemble(run.folder, settings, {"config": config, "spec": run.data.spec.to_dict()}, trackers, **options)
+    assembly = assembled(run, trackers)
     if first_process():
-        write_atomically(run.folder / "config.yaml", config.encode())
+        write_atomically(run.folder / "config.yaml", resources.to_yaml(run.config).encode())
         record.write("running")
+    gc.freeze()  # what is there by now stays: looking through it again and again costs a tenth of a second each time
     try:
         assembly.trainer.fit(run.task, datamodule=run.data, ckpt_path=run.last)
         results = test(run, assembly)
@@ -101,6 +104,14 @@ def train(run: Run) -> int:
         return outcome.interrupted(run, assembly, record, stop)
     except Exception as error:
         return outcome.failed(run, assembly, record, error)
+
+
+def assembled(run: Run, trackers: Sequence[Any] = ()) -> Assembly:
+    """The Trainer that a run's configuration describes."""
+    settings = Settings(**{name: run.config[name] for name in Settings.__dataclass_fields__})
+    options = {name: value for name, value in run.config["trainer"].items() if name != "threads"}
+    identity = {"config": resources.to_yaml(run.config), "spec": run.data.spec.to_dict()}
+    return assemble(run.folder, settings, identity, trackers, **options)
 
 
 def test(run: Run, assembly: Assembly) -> dict[str, float]:
@@ -119,11 +130,12 @@ def test(run: Run, assembly: Assembly) -> dict[str, float]:
 
 
 def training_cost(folder: Path) -> dict[str, float]:
-    """Mean evaluations a training step and seconds a step, from the table."""
+    """Mean evaluations a training step, seconds a step and those of them outside training, from the table."""
     rows = read_table(folder / "metrics.csv")
     wanted = {"train/nfe": "train/nfe", "train/backward_nfe": "train/backward_nfe",
-              "train/seconds_per_step": "time/seconds_per_step"}  # fmt: skip
-    values = {name: [row[column] for row in rows if column in row] for name, column in wanted.items()}
+              "train/seconds_per_step": "time/seconds_per_step",
+              "train/seconds_outside": "time/seconds_outside"}  # fmt: skip
+    values = {name: [row[key] for row in rows if math.isfinite(row.get(key, math.nan))] for name, key in wanted.items()}
     return {name: sum(found) / len(found) for name, found in values.items() if found}
 
 
@@ -141,6 +153,14 @@ def references(run: Run) -> dict[str, float]:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return {**known, **module.references(run.data, run.config["seed"])}
+
+
+def check_trainer(config: Any) -> None:
+    """Refuse options that no Trainer has; raises ConfigError with the near matches."""
+    known = {f"trainer.{name}" for name in (*trainer_options(), "threads")}
+    for name in config.trainer:
+        if f"trainer.{name}" not in known:
+            raise ConfigError(f"no option 'trainer.{name}'{resources.near(f'trainer.{name}', known)}")
 
 
 def make_data(config: Any) -> DataModule:

@@ -20,7 +20,7 @@ import torch
 from ndeflow import predictions
 from ndeflow.contracts import Output
 from ndeflow.data import DataWarning, MissingData, NewSeries
-from ndeflow.data.loader import moved, take
+from ndeflow.data.loader import lengths, moved, take
 from ndeflow.load import read_run
 from ndeflow.models.base import Model
 from ndeflow.models.driven import PathDriven
@@ -140,8 +140,9 @@ def predicted(
     model: Model, series: NewSeries, request: Request, device: torch.device
 ) -> Iterator[tuple[NewSeries, Output]]:
     """The series, so many at once, and the model's output for them."""
+    known = lengths(series.batch)
     for numbers in torch.arange(len(series.ids)).split(request.batch_size):
-        batch = moved(take(series.batch, numbers), model, device)
+        batch = moved(take(series.batch, numbers, known), model, device)
         model.reseed(request.seed)
         with torch.no_grad():
             output = model(batch)

@@ -27,14 +27,16 @@ class TrainingBatches:
     def __init__(
         self, split: Batch, size: int, seed: int, *, trainer: Trainer | None = None, trim: bool = True
     ) -> None:
-        self.split, self.size, self.seed, self.trim = split, size, seed, trim
+        self.split, self.size, self.seed = split, size, seed
         self.trainer = trainer
         self.rank, self.world = place(trainer)
         self.epoch, self.start = 0, 0
+        self.lengths = lengths(split) if trim else None
+        self.rows = len(split.index)
         if not len(self):
             raise ValueError(
                 f"expected at least {size * self.world} training rows for batches of {size} on {self.world} ranks, "
-                f"got {len(split.index)}; lower data.batch_size"
+                f"got {self.rows}; lower data.batch_size"
             )
 
     @property
@@ -46,15 +48,15 @@ class TrainingBatches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        rows, step = len(self.split.index), self.size * self.world
-        return rows // step if self.world > 1 else -(-rows // step)
+        step = self.size * self.world
+        return self.rows // step if self.world > 1 else -(-self.rows // step)
 
     def __iter__(self) -> Iterator[Batch]:
         start, self.start, step = self.start, 0, self.size * self.world
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        order = torch.randperm(len(self.split.index), generator=generator)
+        order = torch.randperm(self.rows, generator=generator)
         for i in range(start, len(self)):
-            yield take(self.split, order[i * step : (i + 1) * step][self.rank :: self.world], trim=self.trim)
+            yield take(self.split, order[i * step : (i + 1) * step][self.rank :: self.world], self.lengths)
 
     def state_dict(self) -> dict[str, Any]:
         if self.trainer is None:
@@ -71,7 +73,7 @@ class EvaluationBatches:
     """Every row once, in order. With several ranks each takes every world-th row, in equally many batches."""
 
     def __init__(self, split: Batch, size: int, *, trainer: Trainer | None = None, trim: bool = True) -> None:
-        self.split, self.size, self.trim = split, size, trim
+        self.split, self.size, self.lengths = split, size, lengths(split) if trim else None
         self.rank, self.world = place(trainer)
         if len(split.index) < self.world:
             raise ValueError(f"expected a row for each of {self.world} ranks, got {len(split.index)}")
@@ -84,7 +86,7 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[Batch]:
         mine = torch.arange(len(self.split.index))[self.rank :: self.world]
         for rows in mine.tensor_split(len(self)):
-            yield take(self.split, rows, trim=self.trim)
+            yield take(self.split, rows, self.lengths)
 
 
 def place(trainer: Trainer | None) -> tuple[int, int]:
@@ -92,10 +94,17 @@ def place(trainer: Trainer | None) -> tuple[int, int]:
     return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
-def take(split: Batch, rows: Tensor, *, trim: bool = True) -> Batch:
-    """The rows (B,) of a split; with `trim` without the times at which all of them are padding."""
+def take(split: Batch, rows: Tensor, lengths: Tensor | None = None) -> Batch:
+    """The rows (B,) of a split; up to the last time that is no row's padding where the `lengths` of all rows are given.
+
+    A time is padding that is unobserved and no later than the one before.
+    """
     chosen = split.of(rows)
-    return trimmed(chosen) if trim else chosen
+    length = split.ts.shape[1] if lengths is None else int(lengths[rows].max())
+    if length == split.ts.shape[1]:
+        return chosen
+    ts, ys, mask, seen = (x[:, :length] for x in chosen[:4])
+    return chosen._replace(ts=ts, ys=ys, mask=mask, seen=seen)
 
 
 def moved(batch: Batch, model: nn.Module, device: torch.device) -> Batch:
@@ -106,10 +115,8 @@ def moved(batch: Batch, model: nn.Module, device: torch.device) -> Batch:
     return batch._replace(**values)
 
 
-def trimmed(batch: Batch) -> Batch:
-    """The batch up to the last time that is no row's padding, which is: unobserved and no later than the one before."""
-    later = (batch.ts[:, 1:] > batch.ts[:, :-1]) | batch.mask[:, 1:].any(dim=-1)
-    used = later.any(dim=0).nonzero()
-    length = 1 if not len(used) else int(used[-1]) + 2
-    ts, ys, mask, seen = (leaf[:, :length] for leaf in (batch.ts, batch.ys, batch.mask, batch.seen))
-    return batch._replace(ts=ts, ys=ys, mask=mask, seen=seen)
+def lengths(split: Batch) -> Tensor:
+    """How many times of each row (N,) come before its padding, at least 1."""
+    later = (split.ts[:, 1:] > split.ts[:, :-1]) | split.mask[:, 1:].any(dim=-1)
+    used = torch.cat((torch.ones_like(split.mask[:, :1, 0]), later), dim=1)
+    return (used * torch.arange(1, used.shape[1] + 1, device=used.device)).amax(dim=1)

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from ndeflow.models.base import Model, Preparation
 from ndeflow.models.failures import remaining
 from ndeflow.numerics.seeds import mix
 from ndeflow.numerics.solution import Solution, SolveError
+from ndeflow.training.clipping import Clipped
 from ndeflow.training.meter import Meter
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Scheduler = Callable[[torch.optim.Optimizer], Any]
 
 
-class Task(pl.LightningModule, ABC):
+class Task(Clipped, ABC):
     """Training a model: write `loss` and `metrics`; steps, penalties, cost and logging are done here.
 
     model: the model to train. optimizer: makes the optimizer from parameters. scheduler: makes a learning-rate
@@ -96,7 +96,8 @@ class Task(pl.LightningModule, ABC):
             return sum((0.0 * p.sum() for p in self.model.parameters()), start=output.prediction.new_zeros(()))
         preparation.solved = dict(left.solved)
         loss, penalties = self.terms(left.output, left.batch, preparation)
-        total = loss + sum(self._weights()[name] * value for name, value in penalties.items())
+        weights = self._weights() if penalties else {}
+        total = loss + sum(weights[name] * value for name, value in penalties.items())
         if not math.isfinite(total.item()):
             raise FloatingPointError(
                 f"expected a finite loss, got {total.item()} at step {self.global_step}; lower optimizer.lr, "
@@ -210,9 +211,10 @@ def cost(solutions: Iterable[Solution], split: str) -> dict[str, dict[str, Tenso
     maxima: dict[str, Tensor] = {}
     for solution in solutions:
         stats = solution.stats
-        for name, count in (("nfe", stats.nfe), ("accepted", stats.accepted), ("rejected", stats.rejected)):
+        means = torch.stack((stats.nfe, stats.accepted, stats.rejected)).double().mean(dim=1)
+        for name, mean in zip(("nfe", "accepted", "rejected"), means.unbind(), strict=True):
             key = f"{split}/{name}"
-            values[key] = values.get(key, 0) + count.double().mean()
+            values[key] = values[key] + mean if key in values else mean
         if stats.error is not None and stats.error.numel():
             worst, key = stats.error.detach().max(), f"{split}/worst_error"
             maxima[key] = torch.maximum(maxima[key], worst) if key in maxima else worst

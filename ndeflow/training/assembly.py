@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from ndeflow.training.interrupt import Interrupt
+from ndeflow.training.profiling import Unprofiled
 from ndeflow.training.progress import ProgressBar
 from ndeflow.training.randomness import Reseed
 from ndeflow.training.recording import MeterLogging
@@ -45,6 +47,18 @@ class Assembly:
     recording: MeterLogging
     best: ModelCheckpoint
     table: TableLogger
+
+
+OWN = frozenset(
+    ("default_root_dir", "callbacks", "logger", "plugins", "num_sanity_val_steps", "log_every_n_steps")
+    + ("enable_model_summary", "inference_mode")
+)
+"""Options of the Trainer that `assemble` sets itself."""
+
+
+def trainer_options() -> set[str]:
+    """The names of the options that `assemble` takes."""
+    return set(signature(pl.Trainer).parameters) - OWN
 
 
 def assemble(
@@ -86,6 +100,6 @@ def assemble(
         log_every_n_steps=1,
         enable_model_summary=False,
         inference_mode=False,
-        **options,
+        **{"profiler": Unprofiled(), **options},
     )
     return Assembly(trainer, recording, best, table)

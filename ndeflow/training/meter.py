@@ -95,21 +95,23 @@ def _scalar(name: str, value: Value) -> Value:
 
 
 def _stacked(pending: dict[str, list[Value]]) -> list[tuple[tuple[str, ...], Tensor]]:
-    """Each round of additions as names and one tensor (K,), float64 where the device has it."""
+    """Each round of additions as names and one tensor (K,) of what was given as tensors, and one of what was not.
+
+    float64 where the device has it.
+    """
     rounds = []
     for place in range(max((len(v) for v in pending.values()), default=0)):
         chosen = {name: values[place] for name, values in pending.items() if place < len(values)}
-        rounds.append((tuple(chosen), _stack(list(chosen.values()))))
+        tensors = {name: value for name, value in chosen.items() if isinstance(value, Tensor)}
+        numbers = {name: value for name, value in chosen.items() if name not in tensors}
+        device = next((t.device for t in tensors.values() if t.device.type != "cpu"), torch.device("cpu"))
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        if tensors:
+            stacked = torch.stack([t if t.device == device else t.to(device) for t in tensors.values()])
+            rounds.append((tuple(tensors), stacked.to(dtype)))
+        if numbers:
+            rounds.append((tuple(numbers), torch.tensor(list(numbers.values()), dtype=dtype, device=device)))
     return rounds
-
-
-def _stack(values: list[Value]) -> Tensor:
-    tensors = [v for v in values if isinstance(v, Tensor)]
-    device = next((t.device for t in tensors if t.device.type != "cpu"), torch.device("cpu"))
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    if len(tensors) < len(values) or any(t.device != device for t in tensors):
-        tensors = [torch.as_tensor(v, dtype=dtype, device=device) for v in values]
-    return torch.stack(tensors).to(dtype)
 
 
 def _merged(

@@ -21,11 +21,11 @@ from ndeflow.training.stopwatch import Stopwatch
 class MeterLogging(Callback):
     """Sends the means of the task's `meter` to all loggers every `every` optimizer steps, at the global step.
 
-    Added to what the task reports: train/gradient_norm (of all gradients together, before clipping),
-    train/learning_rate (of that step, first parameter group), epoch, time/seconds_per_step (all included but
-    validation) and time/overhead (the share of it outside forward, backward and optimizer step; on a GPU, outside
-    launching them). After validation the metrics that begin with val/ follow. The meter's sums go into the
-    checkpoint: the rows of a resumed run are those of an uninterrupted one, columns of time aside.
+    Added to what the task reports: train/learning_rate (of that step, first parameter group), epoch,
+    time/seconds_per_step (all included but validation), time/seconds_outside (those of them outside forward pass,
+    backward pass and optimizer step; on a GPU, outside launching them) and time/overhead (their share). After
+    validation the metrics that begin with val/ follow. The meter's sums go into the checkpoint: the rows of a resumed
+    run are those of an uninterrupted one, columns of time aside.
     """
 
     def __init__(self, every: int = 50) -> None:
@@ -44,9 +44,6 @@ class MeterLogging(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        meter_of(pl_module).add({"train/gradient_norm": norm})
         self._rate = optimizer.param_groups[0]["lr"]
         self._stepped = True
 
@@ -97,7 +94,8 @@ class MeterLogging(Callback):
 
         means = meter.flush(reduce if trainer.world_size > 1 else None)
         seconds, overhead = self.watch.lap()
-        times = {"time/seconds_per_step": seconds, "time/overhead": overhead}
+        outside = overhead * seconds
+        times = {"time/seconds_per_step": seconds, "time/seconds_outside": outside, "time/overhead": overhead}
         self._send(trainer, {**means, "train/learning_rate": float(self._rate), **times})
 
     def _send(self, trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:

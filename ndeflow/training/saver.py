@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -45,9 +46,24 @@ class AtomicIO(TorchCheckpointIO):
             file.unlink(missing_ok=True)
 
 
-def best_checkpoint(folder: Path, monitor: str = "val/loss", mode: str = "min") -> ModelCheckpoint:
+@final
+class BestCheckpoint(ModelCheckpoint):
+    """A ModelCheckpoint that does nothing but after validations, not even look for it after each step."""
+
+    @cached_property
+    def state_key(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return super().state_key
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        pass
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        pass
+
+
+def best_checkpoint(folder: Path, monitor: str = "val/loss", mode: str = "min") -> BestCheckpoint:
     """The callback that keeps the weights of the best validation so far as best.ckpt."""
-    return ModelCheckpoint(
+    return BestCheckpoint(
         dirpath=folder,
         filename="best",
         monitor=monitor,
@@ -63,7 +79,7 @@ class Saver(Callback):
     """Writes last.ckpt at the start of a training batch, the one place from which Lightning resumes exactly.
 
     It does so at the first batch, every `every_seconds`, and wherever validation or the end of the epoch follows the
-    batch; where that would take more than a twentieth of the time (epochs of one short step), as often as it does not.
+    batch; where that would take more than half a percent of the time (short epochs), as often as it does not.
     Loggers are saved first, so that the files on disk are never behind the checkpoint; on resuming, rows of the
     table that are ahead of it are dropped.
     """
@@ -108,7 +124,7 @@ class Saver(Callback):
 
     def _due(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         since = time.perf_counter() - self._saved_at
-        return since >= self.every_seconds or (since >= 20 * self._cost and pause_follows(trainer, batch_idx))
+        return since >= self.every_seconds or (since >= 200 * self._cost and pause_follows(trainer, batch_idx))
 
 
 def _version(buffer: Tensor) -> int:

@@ -17,7 +17,7 @@ class Stopwatch:
     """
 
     def __init__(self) -> None:
-        self.steps = 0
+        self.steps = self.total_steps = 0
         self.total_seconds = self.total_inside = 0.0
         self._seconds = self._inside = self._began = 0.0
         self._mark = time.perf_counter()
@@ -47,6 +47,7 @@ class Stopwatch:
     def lap(self) -> tuple[float, float]:
         """Seconds a step since the last lap, and the share of them outside optimizer steps; then start anew."""
         seconds, inside, steps = self._seconds, self._inside, max(self.steps, 1)
+        self.total_steps += self.steps
         self.total_seconds += seconds
         self.total_inside += inside
         self.steps, self._seconds, self._inside = 0, 0.0, 0.0
@@ -56,6 +57,11 @@ class Stopwatch:
     def overhead(self) -> float:
         """The share of all time outside optimizer steps."""
         return _outside(self.total_seconds, self.total_inside)
+
+    @property
+    def seconds_outside(self) -> float:
+        """Mean seconds a step outside optimizer steps."""
+        return self.overhead * self.total_seconds / max(self.total_steps, 1)
 
     def _enter(self, *args: Any) -> None:
         self._began = time.perf_counter()

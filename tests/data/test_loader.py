@@ -90,6 +90,17 @@ def test_a_batch_is_trimmed_to_its_longest_row() -> None:
     assert [batch.ts.shape[1] for batch in EvaluationBatches(split, 1, trim=False)] == [4, 4, 4, 4]
 
 
+def test_a_single_time_is_no_padding() -> None:
+    split = Batch(torch.zeros(2, 1), *[torch.ones(2, 1, 1).bool()] * 3, None, None, torch.arange(2))
+    assert [batch.ts.shape[1] for batch in EvaluationBatches(split, 1)] == [1, 1]
+
+
+def test_a_batch_is_moved_only_where_it_is_not_there() -> None:
+    batch, data = split_of(3), Twenty()
+    assert data.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch
+    assert data.transfer_batch_to_device(batch, torch.device("meta"), 0).ys.is_meta
+
+
 class Twenty(DataModule):
     def series(self) -> dict[str, Series]:
         every = Series(torch.arange(3.0).expand(20, 3), torch.randn(20, 3, 1))

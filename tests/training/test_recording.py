@@ -45,6 +45,7 @@ def test_rows_hold_means_over_the_steps_between_them(tmp_path):
         assert row["train/worst_error"] >= row["train/loss"]
         assert row["time/seconds_per_step"] > 0
         assert 0 < row["time/overhead"] < 1
+        assert row["time/seconds_outside"] == row["time/overhead"] * row["time/seconds_per_step"]
     assert set(rows[1]) == {"step", "epoch", "val/loss"}
     assert "val/loss" in rows[3]  # step 20: the end of training and a validation share a row
 
@@ -76,6 +77,7 @@ def test_overhead_is_what_lies_outside_the_optimizer_step():
     assert 0.08 <= seconds < 0.2
     assert 0.1 < overhead < 0.5
     assert watch.overhead == overhead
+    assert watch.seconds_outside == pytest.approx(overhead * seconds)
 
 
 def test_a_meter_costs_little(tmp_path):

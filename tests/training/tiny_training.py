@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ndeflow.numerics.seeds import mix
 from ndeflow.training.checkpoints import read_checkpoint
+from ndeflow.training.clipping import Clipped
 from ndeflow.training.interrupt import Interrupt
 from ndeflow.training.meter import Meter
 from ndeflow.training.randomness import Reseed
@@ -64,7 +65,7 @@ class TinyLoader:
         self.start = state["position"]
 
 
-class TinyTask(pl.LightningModule):
+class TinyTask(Clipped):
     """Regression of the sine, with dropout."""
 
     def __init__(self, pause: float = 0.0) -> None:
