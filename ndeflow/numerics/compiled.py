@@ -44,14 +44,11 @@ class Program:
         graph.recompile()
         self._run = lower(graph, [inputs[i] for i in self._used])
         self._fits: dict[int, bool] = {}
-        self._traced = next((len(x) for x, rows in zip(inputs, batched, strict=True) if rows), 1)
 
     def fits(self, rows: int, inputs: Sequence[Tensor]) -> bool:
         """Whether the traced graph is right for these arguments, with so many rows."""
         if rows not in self._fits:
-            holds = rows == self._traced  # without guards the number of rows is part of the graph
-            if self._guards is not None:
-                holds = self._env.evaluate_guards_expression(self._guards, list(inputs))
+            holds = self._guards is None or self._env.evaluate_guards_expression(self._guards, list(inputs))
             self._fits[rows] = bool(holds)
         return self._fits[rows]
 

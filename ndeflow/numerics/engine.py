@@ -96,7 +96,8 @@ class Engine(Stepper):
         z, _ = self.open()
         apart = self.system.with_conditions(self.system.conditions())  # its evaluations are not the solve's
         for leg in list(apart.legs())[:1]:
-            t, h = leg.moment(0.0, 0.5)
+            half = leg.start.new_full((leg.rows,), 0.5)
+            t, h = leg.moment(half, half) if self.solver.apart else leg.moment(0.0, 0.5)
             if backward:
                 totals = [torch.zeros_like(x) for x in self.wanted(leg)]
                 self.pull(leg, (t, h, z, z), (None,) * 5, totals)

@@ -60,10 +60,7 @@ class PerSample(Pace):
         if not self.open:
             return
         self.leg, self.z = (leg, z) if self.rows is None else (leg.of(self.rows), z[self.rows])
-        self.carry = (
-            self.stepper.slope(self.leg, self.z) if slope is None else slope if self.rows is None else slope[self.rows]
-        )
-        self._wind()
+        self._wind(slope if slope is None or self.rows is None else slope[self.rows])
 
     def _moving(self, leg: InitialValue, z: Tensor) -> Tensor | None:
         """The rows that move in this segment, None: all; the others have left it already."""
@@ -78,31 +75,32 @@ class PerSample(Pace):
         self.left.append((still, z[still]))
         return rows
 
-    def _wind(self) -> None:
+    def _wind(self, slope: Tensor | None) -> None:
         """The clock at the start of a segment: first steps, or those of the segment before at their size."""
         length = self._length()
         if self.unstarted == len(self.trace.z0):
             self.memory = length.new_zeros(3, self.unstarted)
             self.memory[1] = 1.0
         size, previous, tries = self.memory if self.rows is None else self.memory[:, self.rows]
-        dtheta = (size / length).clamp(max=1.0)
-        if self.unstarted:
-            dtheta = self._started(dtheta, size == 0)
+        before = self.unstarted
+        dtheta = self._first(size == 0, (size / length).clamp(max=1.0), slope)
         least = self.leg.resolution().expand(self.count)
         self.clock = Clock(torch.zeros_like(length), dtheta, least, previous, tries)
         failed = dtheta.isfinite().logical_not()
-        count = int(failed.sum())
+        count = int(failed.sum()) if self.unstarted < before else 0
         if count and not self.mask:
             raise non_finite_start(self.leg, self.z, self.carry, self.rules, self.rows, len(self.trace.z0))
         if count:
             self._leave(failed, count, failed.long() * NON_FINITE)
 
-    def _started(self, dtheta: Tensor, new: Tensor) -> Tensor:
-        """dtheta with the first steps of the rows that have not moved before."""
-        count = int(new.sum())
+    def _first(self, new: Tensor, dtheta: Tensor, slope: Tensor | None) -> Tensor:
+        """dtheta, with the first steps of rows that have not moved before; makes the carry."""
+        count = int(new.sum()) if self.unstarted else 0
         self.unstarted -= count
         if count == self.count:
-            return self.stepper.start(self.leg, self.z, self.carry)[1]
+            self.carry, first = self.stepper.start(self.leg, self.z, slope)
+            return first
+        self.carry = self.stepper.slope(self.leg, self.z) if slope is None else slope
         if count == 0:
             return dtheta
         places, _ = _parted(new, count)

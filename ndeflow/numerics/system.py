@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.field import SDE, leaves, rebuilt, replace_leaves, with_piece
+from ndeflow.numerics.field import SDE, leaves, rebuilt, with_piece
 from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.segments import Segments
 
@@ -181,11 +181,9 @@ class InitialValue(System):
 
     def of(self, rows: Tensor) -> Self:
         """A copy of some rows (L,) alone, on the same segment; its evaluations are counted as theirs."""
-        part = copy.copy(self)
-        part._calls = [0]
+        part = self.with_conditions([leaf[rows] for leaf in self.conditions()])
+        part._parts = self._parts
         self._parts.append((rows, part._calls))
-        part.context = _chosen(self.context, rows)
-        part.integrands = tuple((module, _chosen(own, rows)) for module, own in self.integrands)
         part.start, part.length = (x[rows] if x.dim() else x for x in (self.start, self.length))
         part.rows = part.moving = len(rows)
         return part
@@ -280,8 +278,3 @@ class InitialValue(System):
 def _column(x: Tensor, dims: int) -> Tensor:
     """A 0-dim tensor as it is, (B,) as (B, 1, ..., 1)."""
     return x.view(-1, *[1] * (dims - 1)) if x.dim() else x
-
-
-def _chosen(context: Any, rows: Tensor) -> Any:
-    """A context of some of its rows."""
-    return replace_leaves(context, [leaf[rows] for leaf in leaves(context)])
