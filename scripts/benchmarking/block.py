@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from benchmarking.cases import PACKAGES, Case
-from benchmarking.measure import Times, interleaved, seconds
+from benchmarking.cases import Case
+from benchmarking.measure import Times, interleaved, timed
 from benchmarking.problems import Problem, Result
 from benchmarking.system import Cost, System
-from benchmarking.systems_torch import STAGES, Limit, Ndeflow, Separate, TorchDiffEq, Torchode
+from benchmarking.systems_torch import STAGES, BareField, Ndeflow, Separate, TorchDiffEq, Torchode
 from ndeflow import Checkpointed, Direct
 
 
@@ -38,30 +37,31 @@ SYSTEMS: dict[str, Callable[[Problem], System]] = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     """What is known of one system. first: seconds of its first call, compilation included. times: of the later ones.
 
-    error, gradient_error: against the reference. kept: bytes between forward and backward.
+    error: the largest of the end state, against the reference. gradient_error: the relative one of all parameters'
+    gradient. kept: bytes between forward and backward. None where there is no reference, or no gradient.
     """
 
     system: str
     first: float
+    times: Times
     cost: Cost
-    error: float | None = None
-    gradient_error: float | None = None
-    kept: int | None = None
-    times: Times | None = None
+    error: float | None
+    gradient_error: float | None
+    kept: int | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Block:
-    """The rows of a case. limit: times of one evaluation of the bare field, compiled."""
+    """The rows of a case. bare: times of one evaluation of the bare field. absent: why a system has no row."""
 
     case: Case
     rows: list[Row]
-    limit: Times | None
-    absent: list[str]
+    bare: Times | None
+    absent: dict[str, str]
 
     def row(self, system: str) -> Row | None:
         return next((row for row in self.rows if row.system == system), None)
@@ -72,36 +72,40 @@ class Block:
 
 
 def measure(case: Case, wanted: Sequence[str], device: torch.device, repeats: int) -> Block:
-    """Make and check each system once, then time all of them by turns."""
+    """Call each system once, time all of them by turns, then look at what they computed."""
     problem = Problem(case, device)
-    names = [name for name in case.systems if name in wanted and name != "limit"]
-    systems = {name: SYSTEMS[name](problem) for name in names if installed(name)}
-    absent = [name for name in names if name not in systems]
-    reference = problem.reference()
-    rows = [examined(name, system, reference) for name, system in systems.items()]
+    systems, absent = made(problem, [name for name in case.systems if name in wanted and name in SYSTEMS])
     calls: list[Callable[[], object]] = [system.call for system in systems.values()]
-    if "limit" in case.systems and "limit" in wanted:
-        limit = Limit(problem)
-        limit.call()
-        calls.append(limit.call)
+    if "bare-field" in case.systems and "bare-field" in wanted:
+        calls.append(BareField(problem).call)
+    first = [timed(call)[0] for call in calls]
     times = interleaved(calls, min(repeats, case.repeats))
-    for row, its in zip(rows, times, strict=False):
-        row.times = its
+    reference = problem.reference()
+    rows = [
+        Row(name, before, its, system.cost(), *errors(system, reference), system.kept() if case.train else None)
+        for (name, system), before, its in zip(systems.items(), first, times, strict=False)
+    ]
     return Block(case, rows, times[-1].scaled(1 / STAGES) if len(times) > len(rows) else None, absent)
 
 
-def examined(name: str, system: System, reference: Result | None) -> Row:
-    """A row without its times."""
-    row = Row(name, seconds(system.call), system.cost())
-    if reference is not None:
-        result = system.result()
-        row.error = (result.y - reference.y).abs().max().item()
-        if result.gradient is not None and reference.gradient is not None:
-            row.gradient_error = ((result.gradient - reference.gradient).norm() / reference.gradient.norm()).item()
-    if system.problem.case.train:
-        row.kept = system.kept()
-    return row
+def made(problem: Problem, names: Sequence[str]) -> tuple[dict[str, System], dict[str, str]]:
+    """The systems that are installed, and why the others are absent."""
+    systems: dict[str, System] = {}
+    absent: dict[str, str] = {}
+    for name in names:
+        try:
+            systems[name] = SYSTEMS[name](problem)
+        except ImportError as error:
+            absent[name] = str(error)
+    return systems, absent
 
 
-def installed(name: str) -> bool:
-    return name not in PACKAGES or importlib.util.find_spec(PACKAGES[name]) is not None
+def errors(system: System, reference: Result | None) -> tuple[float | None, float | None]:
+    """Of the end state and of the gradient."""
+    if reference is None:
+        return None, None
+    y, gradient = system.result()
+    error = (y - reference.y).abs().max().item()
+    if gradient is None or reference.gradient is None:
+        return error, None
+    return error, ((gradient - reference.gradient).norm() / reference.gradient.norm()).item()

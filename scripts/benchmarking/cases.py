@@ -12,15 +12,13 @@ TRAIN = (
     "torchdiffeq-adjoint",
     "torchode",
     "diffrax",
-    "limit",
+    "bare-field",
 )
-FORWARD = ("ndeflow", "ndeflow-eager", "torchdiffeq", "torchode", "diffrax", "limit")
+FORWARD = ("ndeflow", "ndeflow-eager", "torchdiffeq", "torchode", "diffrax", "bare-field")
 EAGER = ("ndeflow-eager", "ndeflow-eager-checkpointed", "torchdiffeq", "torchdiffeq-adjoint", "torchode")
 STIFF = ("ndeflow", "ndeflow-rows", "ndeflow-eager", "ndeflow-eager-rows", "ndeflow-eager-separate")
 MEMORY = ("ndeflow-checkpointed", "ndeflow-eager-checkpointed", "ndeflow-eager")
 TINY = ("ndeflow-eager", "ndeflow-eager-checkpointed", "torchdiffeq")
-PACKAGES = {"torchdiffeq": "torchdiffeq", "torchdiffeq-adjoint": "torchdiffeq", "torchode": "torchode"}
-PACKAGES |= {"diffrax": "diffrax"}
 
 
 @dataclass(frozen=True)

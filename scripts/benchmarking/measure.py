@@ -6,7 +6,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -14,25 +14,29 @@ from torch.profiler import ProfilerActivity, profile
 
 @dataclass(frozen=True)
 class Times:
-    """Minimum, median and interquartile range, in seconds."""
+    """In seconds: minimum, median and interquartile range of the clock, minimum of this process on all its cores."""
 
     minimum: float
     median: float
     spread: float
+    cpu: float
 
     @classmethod
-    def of(cls, samples: Sequence[float]) -> Times:
-        low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
-        return cls(min(samples), middle, high - low)
+    def of(cls, samples: Sequence[tuple[float, float]]) -> Times:
+        """Of samples as `timed` gives them."""
+        clock, cpu = zip(*samples, strict=True)
+        low, middle, high = statistics.quantiles(clock, n=4, method="inclusive")
+        return cls(min(clock), middle, high - low, min(cpu))
 
     def scaled(self, factor: float) -> Times:
-        return Times(self.minimum * factor, self.median * factor, self.spread * factor)
+        return Times(*(factor * value for value in astuple(self)))
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def timed(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of the clock and of this process that the call takes."""
+    clock, cpu = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.perf_counter() - clock, time.process_time() - cpu
 
 
 def interleaved(calls: Sequence[Callable[[], object]], repeats: int) -> list[Times]:
@@ -40,7 +44,7 @@ def interleaved(calls: Sequence[Callable[[], object]], repeats: int) -> list[Tim
 
     Each round begins with another call. The garbage collector runs between rounds only.
     """
-    samples: list[list[float]] = [[] for _ in calls]
+    samples: list[list[tuple[float, float]]] = [[] for _ in calls]
     gc.disable()
     try:
         for turn in range(repeats):
@@ -48,7 +52,7 @@ def interleaved(calls: Sequence[Callable[[], object]], repeats: int) -> list[Tim
             for place in range(len(calls)):
                 number = (turn + place) % len(calls)
                 calls[number]()
-                samples[number].append(seconds(calls[number]))
+                samples[number].append(timed(calls[number]))
     finally:
         gc.enable()
     return [Times.of(each) for each in samples]

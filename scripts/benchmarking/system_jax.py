@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffrax
-import jax
-import jax.numpy as jnp
+import diffrax  # pyright: ignore[reportMissingImports]
+import jax  # pyright: ignore[reportMissingImports]
+import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 import torch
 from torch import Tensor
 
@@ -19,12 +19,12 @@ jax.config.update("jax_default_matmul_precision", "highest")  # as torch's defau
 class Diffrax(System):
     """diffrax with its default controller and adjoint: integral control, recursive checkpoints.
 
-    The whole batch is one state, so that it shares its steps. Raises RuntimeError without JAX for the device.
+    The whole batch is one state, so that it shares its steps. Raises ImportError where JAX lacks the device.
     """
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self.device = jax.devices("gpu" if problem.device.type == "cuda" else "cpu")[0]
+        self.device = device_of(problem)
         layers = (problem.field.first, problem.field.second, problem.field.last)
         self.weights = [(self._array(layer.weight), self._array(layer.bias)) for layer in layers]
         self.y0, self.ts = self._array(problem.y0), self._array(problem.ts)
@@ -81,6 +81,14 @@ class Diffrax(System):
 
     def _array(self, x: Tensor) -> Any:
         return jax.device_put(x.detach().cpu().numpy(), self.device)
+
+
+def device_of(problem: Problem) -> Any:
+    """JAX's name for the problem's device."""
+    try:
+        return jax.devices("gpu" if problem.device.type == "cuda" else "cpu")[0]
+    except RuntimeError as error:
+        raise ImportError(f"JAX without {problem.device.type}") from error
 
 
 def mlp(t: Any, y: Any, weights: Any) -> Any:

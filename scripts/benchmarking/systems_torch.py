@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -126,9 +127,7 @@ class TorchDiffEq(TorchSystem):
 
     def solve(self) -> Tensor:
         problem = self.problem
-        ys = self.odeint(
-            problem.closed(), problem.y0, problem.ts, method="dopri5", rtol=TOLERANCE, atol=TOLERANCE
-        )
+        ys = self.odeint(problem.closed(), problem.y0, problem.ts, method="dopri5", rtol=TOLERANCE, atol=TOLERANCE)
         return ys.transpose(0, 1)
 
 
@@ -137,10 +136,9 @@ class Torchode(TorchSystem):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        import torchode
-
+        torchode = importlib.import_module("torchode")  # its annotations are no types
         field, shape = problem.closed(), problem.y0.shape
-        term: Any = torchode.ODETerm(lambda t, y: field(t, y.view(shape)).view(1, -1))
+        term = torchode.ODETerm(lambda t, y: field(t, y.view(shape)).view(1, -1))
         controller = torchode.IntegralController(atol=TOLERANCE, rtol=TOLERANCE, term=term)
         self.solver = torchode.AutoDiffAdjoint(
             torchode.Dopri5(term=term), controller, backprop_through_step_size_control=False
@@ -152,17 +150,18 @@ class Torchode(TorchSystem):
         return ys.view(len(self.problem.ts), *self.problem.y0.shape).transpose(0, 1)
 
 
-class Limit:
-    """What a solver cannot beat: the field's evaluations alone, as one graph of torch.compile for the six of a step.
+class BareField:
+    """The field's evaluations without a solver: the six of a step, each of the last one's value, by torch.compile.
 
-    Forward, or the vector-Jacobian product with its forward pass, activations kept. `per_evaluation` of a call's time.
+    Forward, or their vector-Jacobian product with its forward pass, activations kept.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.weights = {name: p.detach() for name, p in problem.field.named_parameters()}
         self.cotangent, self.t = torch.ones_like(problem.y0), problem.ts[0]
-        self.compiled = torch.compile(self._product if problem.case.train else self._chain, fullgraph=True)
+        evaluate = self._product if problem.case.train else self._chain
+        self.compiled = torch.compile(evaluate, fullgraph=True, options={"cpp_wrapper": True})
 
     def call(self) -> None:
         with torch.no_grad():
