@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 def run(folder: Path, *words: str) -> tuple[int, str, str]:
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *words]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True, timeout=60)
+    done = subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True, timeout=300)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -26,7 +26,7 @@ class Case:
     """dy/dt = MLP(y) of `dim`-`width`-`width`-`dim`, `batch` rows on [0, 1], read at `saves` times.
 
     train: loss and backward pass too. stiff: the last row's rate is this many times the others'. steps: the horizon
-    is instead one that takes about so many steps, and there is no reference. repeats: at most so many.
+    is instead one that takes about so many steps, and there is no reference. repeats: at most so many, for long calls.
     """
 
     name: str

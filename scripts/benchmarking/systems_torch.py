@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call, vjp
 
 from benchmarking.measure import kept_bytes, synchronize
-from benchmarking.problems import TOLERANCE, Problem, Result, flat, loss
+from benchmarking.problems import TOLERANCE, Field, Problem, Result, flat, loss
 from benchmarking.system import Cost, System
 from ndeflow import Checkpointed, Direct, RungeKutta, Solution, solve
 
@@ -22,12 +22,20 @@ STAGES = 6  # evaluations of one step of dopri5
 
 @dataclass
 class Count:
-    """Calls of a field and rows computed in them, while its hook is in place."""
+    """Calls of a field and rows computed in them, in a `with` block; of calls that Python makes."""
 
+    field: Field
     calls: int = 0
     rows: int = 0
 
-    def __call__(self, module: Any, inputs: tuple[Tensor, Tensor]) -> None:
+    def __enter__(self) -> Count:
+        self._hook = self.field.register_forward_pre_hook(self._add)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _add(self, module: Any, inputs: tuple[Tensor, Tensor]) -> None:
         self.calls, self.rows = self.calls + 1, self.rows + len(inputs[1])
 
 
@@ -43,14 +51,12 @@ class TorchSystem(System):
         synchronize(self.problem.device)
 
     def cost(self) -> Cost:
-        """Counted by the field itself, which must be run by Python to do so."""
-        count = Count()
-        hook = self.problem.field.register_forward_pre_hook(count)
-        ys = self._forward()
-        calls, rows = count.calls, count.rows
-        if self.problem.case.train:
-            loss(ys).backward()
-        hook.remove()
+        """Counted by the field itself."""
+        with Count(self.problem.field) as count:
+            ys = self._forward()
+            calls, rows = count.calls, count.rows
+            if self.problem.case.train:
+                loss(ys).backward()
         return Cost(calls, count.calls - calls, counted=rows)
 
     def result(self) -> Result:
@@ -87,14 +93,17 @@ class Ndeflow(TorchSystem):
         return self._solution(slice(None)).ys
 
     def cost(self) -> Cost:
-        """As the solver counts; checked by the field where Python runs it."""
-        with torch.set_grad_enabled(self.problem.case.train):
-            solution = self._solution(slice(None))
+        """As the solver counts, beside the field's count where Python runs it."""
+        with Count(self.problem.field) as count, torch.set_grad_enabled(self.problem.case.train):
+            solutions = self._solutions()
         if self.problem.case.train:
-            loss(solution.ys).backward()
-        counted = None if self.compiled else super().cost().counted
-        nfe, again = solution.stats.nfe, (solution.stats.backward_nfe or [0])[0]
-        return Cost(int(nfe.max()), again, int(nfe.sum()), counted)
+            loss(torch.cat([solution.ys for solution in solutions])).backward()
+        nfe = torch.cat([solution.stats.nfe for solution in solutions])
+        again = sum((solution.stats.backward_nfe or [0])[0] for solution in solutions)
+        return Cost(int(nfe.max()), again, int(nfe.sum()), None if self.compiled else count.rows)
+
+    def _solutions(self) -> list[Solution]:
+        return [self._solution(slice(None))]
 
     def _solution(self, rows: slice) -> Solution:
         problem, rate = self.problem, self.problem.rate
@@ -108,13 +117,9 @@ class Separate(Ndeflow):
     """ndeflow, each row solved by itself, one after the other."""
 
     def solve(self) -> Tensor:
-        return torch.cat([solution.ys for solution in self._each()])
+        return torch.cat([solution.ys for solution in self._solutions()])
 
-    def cost(self) -> Cost:
-        nfe = [int(solution.stats.nfe) for solution in self._each()]
-        return Cost(max(nfe), 0, sum(nfe), TorchSystem.cost(self).counted)
-
-    def _each(self) -> list[Solution]:
+    def _solutions(self) -> list[Solution]:
         return [self._solution(slice(b, b + 1)) for b in range(self.problem.case.batch)]
 
 
