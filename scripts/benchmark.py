@@ -14,7 +14,7 @@ first         seconds of the first call, compilation included
 kept          MB held between the forward and the backward pass, the solution among them, weights not
 error, gradient          largest error of the end state, relative one of the gradient; against float64 at 1e-8
 / bare field  time over that of as many evaluations of the bare field, compiled by torch.compile
-torchdiffeq /, diffrax / how many times as long these take
+torchdiffeq /, diffrax / how many times as long these take by the clock (by processor time: less disturbed by others)
 
 Compiled code goes to a new folder, unless TORCHINDUCTOR_CACHE_DIR names one: then a second command starts warm.
 """

@@ -167,8 +167,8 @@ def test_the_table_compares_and_leaves_empty_columns_out():
     lines = table(Block(Case("mine", ()), rows, fast.scaled(0.025), {"diffrax": "no module"})).splitlines()
     assert lines[0] == "mine: dim 2, width 64, batch 32, 2 save points, forward, loss, backward"
     assert lines[1].split("  ")[0] == "system" and "rows" not in lines[1] and "gradient" not in lines[1]
-    assert lines[2].split() == "ndeflow 20+18 1 2 0.5 1 2.50 2 1.0e-04 2.00 250.00x".split()
-    assert lines[3].split() == "torchdiffeq 20 250 300 10 200 0.10 2.0e-04 500.00 1.00x".split()
+    assert lines[2].split() == "ndeflow 20+18 1 2 0.5 1 2.50 2 1.0e-04 2.00 250 (200)".split()
+    assert lines[3].split() == "torchdiffeq 20 250 300 10 200 0.10 2.0e-04 500.00 1 (1)".split()
     assert lines[4].split() == "bare field 20 0.5 1 0.25 0.5".split()
     assert lines[5] == "absent: diffrax (no module)"
 

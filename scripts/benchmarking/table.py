@@ -35,8 +35,15 @@ def cells(row: Row, block: Block) -> list[str]:
         "" if row.kept is None else f"{row.kept / 1e6:.3g}",
         *("" if error is None else f"{error:.1e}" for error in (row.error, row.gradient_error)),
         "" if block.bare is None else f"{fastest / (block.bare.minimum * cost.nfe):.2f}",
-        *("" if other is None else f"{other.times.minimum / fastest:.2f}x" for other in map(block.row, AGAINST)),
+        *(ratios(row.times, block.row(name)) for name in AGAINST),
     ]
+
+
+def ratios(times: Times, other: Row | None) -> str:
+    """How many times as long the other takes by the clock, and by processor time."""
+    if other is None:
+        return ""
+    return f"{number(other.times.minimum / times.minimum)} ({number(other.times.cpu / times.cpu)})"
 
 
 def clock(times: Times) -> list[str]:
