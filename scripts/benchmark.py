@@ -1,0 +1,101 @@
+#!/usr/bin/env python
+"""Time ndeflow, torchdiffeq, torchode and diffrax on the same problems, by turns, and print one table.
+
+    python scripts/benchmark.py [case ...] [--systems NAME ...] [--threads N] [--device cpu|cuda] [--repeats N]
+
+Without names: every case but `tiny`. All systems solve the same tanh MLP with the same weights by dopri5, float32,
+rtol = atol = 1e-4, with the same number of threads and one step size for the batch (ndeflow-rows: one for each row).
+torchode and diffrax take part where they are installed: pip install "ndeflow[benchmark]".
+
+nfe           evaluations of the field forward, + again in the backward pass; times compare where they agree
+rows          evaluations of all rows together: as the system says / as the field counts
+min, median, iqr, cpu    of a call by the clock, and the least processor time on all cores
+first         seconds of the first call, compilation included
+kept          MB held between the forward and the backward pass, the solution among them, weights not
+error, gradient          largest error of the end state, relative one of the gradient; against float64 at 1e-8
+/ bare field  time over that of as many evaluations of the bare field, compiled by torch.compile
+torchdiffeq /, diffrax / how many times as long these take by the clock (by processor time: less disturbed by others)
+
+Compiled code goes to a new folder, unless TORCHINDUCTOR_CACHE_DIR names one: then a second command starts warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarking import machine
+from benchmarking.cases import CASES, DEFAULT
+
+if TYPE_CHECKING:
+    from benchmarking.block import Block
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    known = list(dict.fromkeys(name for case in CASES.values() for name in case.systems))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="case", help=", ".join(CASES))
+    parser.add_argument("--systems", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
+    parser.add_argument("--threads", type=int, default=1, help="of every system (1)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repeats", type=int, default=30, help="timed calls of each system, at most (30)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times here")
+    options = parser.parse_args(words)
+    if unknown := [name for name in options.cases if name not in CASES]:
+        parser.error(f"expected cases among {', '.join(CASES)}, got {', '.join(unknown)}")
+    if options.threads < 1 or options.repeats < 2:
+        parser.error("expected --threads of at least 1 and --repeats of at least 2")
+    return options
+
+
+def start_with(settings: Mapping[str, str]) -> None:
+    """Start this command anew unless the environment is as given."""
+    if any(os.environ.get(name) != value for name, value in settings.items()):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **settings})
+
+
+def measured(options: argparse.Namespace) -> list[Block]:
+    """Print each block as soon as it is there."""
+    import torch  # with the environment that `start_with` has made sure of
+
+    from benchmarking.block import measure
+    from benchmarking.table import table
+
+    torch.set_num_threads(options.threads)
+    blocks: list[Block] = []
+    for name in options.cases or DEFAULT:
+        blocks.append(measure(CASES[name], options.systems, torch.device(options.device), options.repeats))
+        print(f"\n{table(blocks[-1])}", flush=True)
+    return blocks
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    options = parse(words)
+    start_with(machine.environment(options.threads, options.device))
+    facts = machine.facts(options.threads)
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    if machine.busy():
+        print("WARNING: other programs are running: times and their ratios are not to be trusted", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
+        blocks = measured(options)
+    if options.json:
+        text = json.dumps({"machine": facts, "cases": [block.plain() for block in blocks]}, indent=1)
+        options.json.write_text(text + "\n")
+    if options.plot:
+        from benchmarking.chart import times
+
+        title = f"One call, ms ({facts['processor']}, threads {facts['threads']}, {options.device})"
+        times(blocks, title).savefig(options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

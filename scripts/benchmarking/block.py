@@ -1,0 +1,111 @@
+"""One case measured: a block of the table, a row for each system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from benchmarking.cases import Case
+from benchmarking.measure import Times, interleaved, timed
+from benchmarking.problems import Problem, Result
+from benchmarking.system import Cost, System
+from benchmarking.systems_torch import STAGES, BareField, Ndeflow, Separate, TorchDiffEq, Torchode
+from ndeflow import Checkpointed, Direct
+
+
+def diffrax(problem: Problem) -> System:
+    from benchmarking.system_jax import Diffrax
+
+    return Diffrax(problem)
+
+
+SYSTEMS: dict[str, Callable[[Problem], System]] = {
+    "ndeflow": lambda problem: Ndeflow(problem, Direct, "on"),
+    "ndeflow-checkpointed": lambda problem: Ndeflow(problem, Checkpointed, "on"),
+    "ndeflow-rows": lambda problem: Ndeflow(problem, Direct, "on", "per_sample"),
+    "ndeflow-eager": lambda problem: Ndeflow(problem, Direct, "off"),
+    "ndeflow-eager-checkpointed": lambda problem: Ndeflow(problem, Checkpointed, "off"),
+    "ndeflow-eager-rows": lambda problem: Ndeflow(problem, Direct, "off", "per_sample"),
+    "ndeflow-eager-separate": lambda problem: Separate(problem, Direct, "off"),
+    "torchdiffeq": TorchDiffEq,
+    "torchdiffeq-adjoint": lambda problem: TorchDiffEq(problem, adjoint=True),
+    "torchode": Torchode,
+    "diffrax": diffrax,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one system. first: seconds of its first call, compilation included. times: of the later ones.
+
+    error: the largest of the end state, against the reference. gradient_error: the relative one of all parameters'
+    gradient. kept: bytes between forward and backward. None where there is no reference, or no gradient.
+    """
+
+    system: str
+    first: float
+    times: Times
+    cost: Cost
+    error: float | None
+    gradient_error: float | None
+    kept: int | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of a case. bare: times of one evaluation of the bare field. absent: why a system has no row."""
+
+    case: Case
+    rows: list[Row]
+    bare: Times | None
+    absent: dict[str, str]
+
+    def row(self, system: str) -> Row | None:
+        return next((row for row in self.rows if row.system == system), None)
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def measure(case: Case, wanted: Sequence[str], device: torch.device, repeats: int) -> Block:
+    """Call each system once, time all of them by turns, then look at what they computed."""
+    problem = Problem(case, device)
+    systems, absent = made(problem, [name for name in case.systems if name in wanted and name in SYSTEMS])
+    calls: list[Callable[[], object]] = [system.call for system in systems.values()]
+    if "bare-field" in case.systems and "bare-field" in wanted:
+        calls.append(BareField(problem).call)
+    first = [timed(call)[0] for call in calls]
+    times = interleaved(calls, min(repeats, case.repeats))
+    reference = problem.reference()
+    rows = [
+        Row(name, before, its, system.cost(), *errors(system, reference), system.kept() if case.train else None)
+        for (name, system), before, its in zip(systems.items(), first, times, strict=False)
+    ]
+    return Block(case, rows, times[-1].scaled(1 / STAGES) if len(times) > len(rows) else None, absent)
+
+
+def made(problem: Problem, names: Sequence[str]) -> tuple[dict[str, System], dict[str, str]]:
+    """The systems that are installed, and why the others are absent."""
+    systems: dict[str, System] = {}
+    absent: dict[str, str] = {}
+    for name in names:
+        try:
+            systems[name] = SYSTEMS[name](problem)
+        except ImportError as error:
+            absent[name] = str(error)
+    return systems, absent
+
+
+def errors(system: System, reference: Result | None) -> tuple[float | None, float | None]:
+    """Of the end state and of the gradient."""
+    if reference is None:
+        return None, None
+    y, gradient = system.result()
+    error = (y - reference.y).abs().max().item()
+    if gradient is None or reference.gradient is None:
+        return error, None
+    return error, ((gradient - reference.gradient).norm() / reference.gradient.norm()).item()

@@ -1,0 +1,84 @@
+"""Times of interleaved calls, and bytes kept."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+@dataclass(frozen=True)
+class Times:
+    """In seconds: minimum, median and interquartile range of the clock, minimum of this process on all its cores."""
+
+    minimum: float
+    median: float
+    spread: float
+    cpu: float
+
+    @classmethod
+    def of(cls, samples: Sequence[tuple[float, float]]) -> Times:
+        """Of samples as `timed` gives them."""
+        clock, cpu = zip(*samples, strict=True)
+        low, middle, high = statistics.quantiles(clock, n=4, method="inclusive")
+        return cls(min(clock), middle, high - low, min(cpu))
+
+    def scaled(self, factor: float) -> Times:
+        return Times(*(factor * value for value in astuple(self)))
+
+
+def timed(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of the clock and of this process that the call takes."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - clock, time.process_time() - cpu
+
+
+def interleaved(calls: Sequence[Callable[[], object]], repeats: int) -> list[Times]:
+    """Of each call, by turns: in every round each is called twice and timed the second time, its caches warm.
+
+    Each round begins with another call. The garbage collector runs between rounds only.
+    """
+    samples: list[list[tuple[float, float]]] = [[] for _ in calls]
+    gc.disable()
+    try:
+        for turn in range(repeats):
+            gc.collect()
+            for place in range(len(calls)):
+                number = (turn + place) % len(calls)
+                calls[number]()
+                samples[number].append(timed(calls[number]))
+    finally:
+        gc.enable()
+    return [Times.of(each) for each in samples]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was queued on a CUDA device; on the CPU nothing is."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def kept_bytes(forward: Callable[[], object], device: torch.device) -> int:
+    """Bytes allocated during `forward` and not freed while its result is alive.
+
+    By torch's allocators, so that it counts saved tensors, what an autograd function keeps in its ctx, and what
+    compiled code allocates, each storage once.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        result = forward()
+        after = torch.cuda.memory_allocated(device)
+        del result
+        return after - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
+        result = forward()
+        gc.collect()
+    del result
+    return sum(event.self_cpu_memory_usage for event in events.events() or ())

@@ -1,0 +1,70 @@
+"""Blocks as aligned columns of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarking.block import Block, Row
+from benchmarking.measure import Times
+
+AGAINST = ("torchdiffeq", "diffrax")
+HEADS = (
+    *("system", "nfe", "rows", "min ms", "median ms", "iqr ms", "cpu ms", "first s", "kept MB", "error", "gradient"),
+    *("/ bare field", *(f"{name} /" for name in AGAINST)),
+)
+
+
+def table(block: Block) -> str:
+    """The case, its rows, and who is absent."""
+    lines = [cells(row, block) for row in block.rows]
+    if block.bare is not None:
+        nfe = block.rows[0].cost.nfe
+        lines.append(padded(["bare field", str(nfe), "", *clock(block.bare.scaled(nfe))]))
+    absent = [f"absent: {name} ({reason})" for name, reason in block.absent.items()]
+    return "\n".join([str(block.case), *aligned([list(HEADS), *lines]), *absent])
+
+
+def cells(row: Row, block: Block) -> list[str]:
+    cost, fastest = row.cost, row.times.minimum
+    return [
+        row.system,
+        f"{cost.nfe}+{cost.again}" if cost.again else str(cost.nfe),
+        f"{cost.said or '-'} / {cost.counted or '-'}" if block.case.stiff else "",
+        *clock(row.times),
+        f"{row.first:.2f}",
+        "" if row.kept is None else f"{row.kept / 1e6:.3g}",
+        *("" if error is None else f"{error:.1e}" for error in (row.error, row.gradient_error)),
+        "" if block.bare is None else f"{fastest / (block.bare.minimum * cost.nfe):.2f}",
+        *(ratios(row.times, block.row(name)) for name in AGAINST),
+    ]
+
+
+def ratios(times: Times, other: Row | None) -> str:
+    """How many times as long the other takes by the clock, and by processor time."""
+    if other is None:
+        return ""
+    return f"{number(other.times.minimum / times.minimum)} ({number(other.times.cpu / times.cpu)})"
+
+
+def clock(times: Times) -> list[str]:
+    """Milliseconds."""
+    return [number(1e3 * x) for x in (times.minimum, times.median, times.spread, times.cpu)]
+
+
+def number(x: float) -> str:
+    return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def padded(line: list[str]) -> list[str]:
+    return line + [""] * (len(HEADS) - len(line))
+
+
+def aligned(lines: Sequence[list[str]]) -> list[str]:
+    """Names to the left, numbers to the right, columns without numbers left out."""
+    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    rows = zip(*columns, strict=True)
+    return [
+        "  ".join([name.ljust(widths[0]), *(x.rjust(w) for x, w in zip(rest, widths[1:], strict=True))]).rstrip()
+        for name, *rest in rows
+    ]

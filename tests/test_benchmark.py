@@ -1,0 +1,184 @@
+"""scripts/benchmark.py on a problem that takes no time, and what its numbers mean."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarking import machine
+from benchmarking.block import SYSTEMS, Block, Row, errors, made
+from benchmarking.cases import CASES, Case
+from benchmarking.measure import Times, interleaved, kept_bytes, timed
+from benchmarking.problems import Problem, loss
+from benchmarking.system import Cost
+from benchmarking.systems_torch import BareField
+from benchmarking.table import table
+from ndeflow import RungeKutta, solve
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+
+
+def run(folder: Path, *words: str) -> tuple[int, str, str]:
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_one_command_prints_one_table(tmp_path):
+    status, out, err = run(tmp_path, "tiny", "--repeats", "2", "--json", "all.json", "--plot", "all.png")
+    assert (status, err) == (0, "")
+    assert out.startswith("processor ") and "threads 1" in out and f"torch {torch.__version__}" in out
+    found = json.loads((tmp_path / "all.json").read_text())
+    rows = {row["system"]: row for row in found["cases"][0]["rows"]}
+    assert list(rows) == list(CASES["tiny"].systems) and all(f"\n{name} " in out for name in rows)
+    assert {row["cost"]["nfe"] for row in rows.values()} == {20}
+    for row in rows.values():
+        assert row["error"] < 1e-3 and row["gradient_error"] < 1e-2
+        assert 0 < row["times"]["minimum"] <= row["times"]["median"]
+    assert rows["ndeflow-eager-checkpointed"]["kept"] < rows["ndeflow-eager"]["kept"] / 5
+    assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train-33"], "expected cases among train-1, train-32"),
+        (["tiny", "--threads", "0"], "expected --threads of at least 1"),
+        (["tiny", "--systems", "scipy"], "invalid choice: 'scipy'"),
+    ],
+)
+def test_wrong_arguments_stop_before_any_solve(tmp_path, words, message):
+    status, out, err = run(tmp_path, *words)
+    assert (status, out) == (2, "") and message in err
+
+
+def test_every_system_of_every_case_is_known():
+    assert {name for case in CASES.values() for name in case.systems} == {*SYSTEMS, "bare-field"}
+
+
+def test_systems_take_turns_and_each_round_begins_with_another():
+    calls: list[str] = []
+    times = interleaved([lambda: calls.append("a"), lambda: calls.append("b")], 2)
+    assert "".join(calls) == "aabb" + "bbaa" and len(times) == 2
+
+
+def test_times():
+    times = Times.of([(3.0, 1.0), (1.0, 2.0), (2.0, 0.5), (5.0, 1.0), (4.0, 1.0)])
+    assert times == Times(minimum=1.0, median=3.0, spread=2.0, cpu=0.5)
+    assert times.scaled(2.0) == Times(2.0, 6.0, 4.0, 1.0)
+    clock, cpu = timed(lambda: sum(range(100_000)))
+    assert clock > 0 and cpu > 0
+
+
+class Keeps(torch.autograd.Function):
+    """Keeps 3 tensors like x in its ctx, where no hook on saved tensors sees them."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.tensors = [x * 1, x * 2, x * 3]
+        return x.sum()
+
+
+def test_kept_bytes_are_of_saved_tensors_and_of_what_a_function_keeps():
+    x = torch.randn(1000, requires_grad=True)
+    assert kept_bytes(lambda: x.exp().exp(), CPU) == pytest.approx(8000, abs=64)
+    assert kept_bytes(lambda: Keeps.apply(x), CPU) == pytest.approx(12000, abs=64)
+    assert kept_bytes(lambda: x.detach().exp().exp().sum(), CPU) < 64
+
+
+@pytest.mark.parametrize("name", ["ndeflow-eager", "ndeflow-eager-checkpointed", "torchdiffeq-adjoint", "torchode"])
+def test_systems_solve_the_same_problem(name):
+    if name == "torchode":
+        pytest.importorskip("torchode")
+    problem = Problem(Case("", (), width=4, batch=2, saves=3), CPU)
+    system = SYSTEMS[name](problem)
+    system.call()
+    error, gradient_error = errors(system, problem.reference())
+    assert error is not None and error < 1e-3
+    assert gradient_error is not None and gradient_error < 1e-2
+    cost = system.cost()
+    assert cost.counted == 2 * cost.nfe and cost.said in (None, cost.counted)
+    assert (cost.again > 0) == (name in ("ndeflow-eager-checkpointed", "torchdiffeq-adjoint"))
+
+
+def test_jax_gets_the_same_field():
+    pytest.importorskip("diffrax")
+    from benchmarking.system_jax import Diffrax, mlp, tensor
+
+    problem = Problem(Case("", (), width=4, batch=2), CPU)
+    system = Diffrax(problem)
+    dy = tensor(mlp(None, system.y0, system.weights))
+    torch.testing.assert_close(dy.float(), problem.field(problem.ts[0], problem.y0).detach())
+
+
+def test_rows_of_one_fast_row_solved_apart():
+    problem = Problem(Case("", (), width=4, batch=3, train=False, stiff=50.0), CPU)
+    apart, shared = SYSTEMS["ndeflow-eager-separate"](problem), SYSTEMS["ndeflow-eager"](problem)
+    error, gradient_error = errors(apart, problem.reference())
+    assert error is not None and error < 1e-2 and gradient_error is None  # errors add up over 50 units of time
+    cost = apart.cost()
+    assert cost.said == cost.counted and cost.counted < 3 * cost.nfe
+    assert shared.cost().counted == 3 * shared.cost().nfe
+
+
+def test_a_horizon_of_so_many_steps():
+    problem = Problem(Case("", (), width=4, batch=2, steps=30), CPU)
+    solution = solve(problem.field, problem.y0, problem.ts, solver=RungeKutta("dopri5", 1e-4, 1e-4, compile="off"))
+    assert int(solution.stats.accepted[0]) == pytest.approx(30, abs=3) and problem.reference() is None
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_the_bare_field_is_six_evaluations_and_their_product(monkeypatch, train):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    problem = Problem(Case("", (), width=4, batch=2, train=train), CPU)
+    bare, y = BareField(problem), problem.y0
+    bare.call()
+    y0 = y.requires_grad_()
+    for _ in range(6):
+        y = problem.field(problem.ts[0], y)
+    out = bare.compiled(y0.detach(), bare.weights)
+    if not train:
+        torch.testing.assert_close(out, y)
+        return
+    expected = torch.autograd.grad(y.sum(), [y0, *problem.field.parameters()])
+    torch.testing.assert_close([out[0], *out[1].values()], list(expected))
+
+
+def test_what_is_not_installed_is_absent_with_the_reason(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchode", None)
+    systems, absent = made(Problem(CASES["tiny"], CPU), ["torchode", "torchdiffeq"])
+    assert list(systems) == ["torchdiffeq"] and "torchode" in absent["torchode"]
+
+
+def test_the_table_compares_and_leaves_empty_columns_out():
+    fast, slow = Times(0.001, 0.002, 0.0005, 0.001), Times(0.25, 0.3, 0.01, 0.2)
+    rows = [
+        Row("ndeflow", 2.5, fast, Cost(20, 18), 1e-4, None, 2_000_000),
+        Row("torchdiffeq", 0.1, slow, Cost(20), 2e-4, None, None),
+    ]
+    lines = table(Block(Case("mine", ()), rows, fast.scaled(0.025), {"diffrax": "no module"})).splitlines()
+    assert lines[0] == "mine: dim 2, width 64, batch 32, 2 save points, forward, loss, backward"
+    assert lines[1].split("  ")[0] == "system" and "rows" not in lines[1] and "gradient" not in lines[1]
+    assert lines[2].split() == "ndeflow 20+18 1 2 0.5 1 2.50 2 1.0e-04 2.00 250 (200)".split()
+    assert lines[3].split() == "torchdiffeq 20 250 300 10 200 0.10 2.0e-04 500.00 1 (1)".split()
+    assert lines[4].split() == "bare field 20 0.5 1 0.25 0.5".split()
+    assert lines[5] == "absent: diffrax (no module)"
+
+
+def test_threads_are_said_to_all():
+    one, two = machine.environment(1, "cpu"), machine.environment(2, "cuda")
+    assert one["OMP_NUM_THREADS"] == one["NPROC"] == "1" and "eigen=false" in one["XLA_FLAGS"]
+    assert two["OMP_NUM_THREADS"] == two["NPROC"] == "2" and "eigen=true" in two["XLA_FLAGS"]
+    assert (one["JAX_PLATFORMS"], two["JAX_PLATFORMS"]) == ("cpu", "")
+
+
+def test_the_loss_is_the_mean_square():
+    assert loss(torch.tensor([1.0, 3.0])).item() == 5.0
