@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
@@ -15,9 +16,29 @@ if TYPE_CHECKING:
     from ndeflow.numerics.trace import Trace
 
 
-@dataclass(frozen=True)
 class Plan(ABC):
-    """Which steps of a trace the save times are read from.
+    """How the save times are read from a trace."""
+
+    @abstractmethod
+    def gather(self, trace: Trace) -> list[Tensor]:
+        """The tensors to read from: packed states and slopes."""
+
+    @abstractmethod
+    def read(self, stacks: Sequence[Tensor]) -> Tensor:
+        """The packed states at the plan's times, (B, M, ...), from what `gather` gave."""
+
+    @abstractmethod
+    def cotangents(self, stacks: Sequence[Tensor | None]) -> Iterator[tuple[str, int, Tensor]]:
+        """Cotangents of what `gather` gives, one by one: of what, of which step or state, and the tensor.
+
+        "z": of state n, from 0 to N, or where rows step apart of the start of step n; "y": of the end of step n; "k",
+        "m", "l": of its first slope, its midpoint and its last slope.
+        """
+
+
+@dataclass(frozen=True)
+class StepPlan(Plan):
+    """Which steps of a trace each save time is read from.
 
     index: (M,) or (B, M), each time's place among what `gather` gives. s: like it, the fraction of its step, on the
     graph. h: like it, the size of its step, on the graph where it enters. stacks: how many tensors a step is read
@@ -30,10 +51,6 @@ class Plan(ABC):
     stacks: int
 
     @abstractmethod
-    def gather(self, trace: Trace) -> list[Tensor]:
-        """The tensors to read from, packed states and slopes, U of them stacked in each."""
-
-    @abstractmethod
     def pick(self, stack: Tensor) -> Tensor:
         """What each time is read from: (B, M, ...)."""
 
@@ -41,22 +58,34 @@ class Plan(ABC):
     def parted(self, stack: Tensor) -> dict[int, Tensor]:
         """A stack as what belongs to each step, or state, that is read."""
 
-    def read(self, stacks: list[Tensor]) -> Tensor:
-        """The packed states at the plan's times: (B, M, ...)."""
+    @property
+    @abstractmethod
+    def names(self) -> str:
+        """What each stack holds, as `cotangents` names it."""
+
+    def cotangents(self, stacks: Sequence[Tensor | None]) -> Iterator[tuple[str, int, Tensor]]:
+        for name, stack in zip(self.names, stacks, strict=True):
+            for n, cotangent in ({} if stack is None else self.parted(stack)).items():
+                yield name, n, cotangent
+
+    def read(self, stacks: Sequence[Tensor]) -> Tensor:
         if self.stacks == 1:
             return self.pick(stacks[0])
-        s, h = self.s, self.h
-        weights = [1 - s, s]
-        if self.stacks == 5:
-            weights = [
-                (1 - s).square() * (1 - 2 * s) * (1 + 4 * s),
-                h * s * (1 - s).square() * (1 - 2 * s),
-                16 * s.square() * (1 - s).square(),
-                s.square() * (2 * s - 1) * (5 - 4 * s),
-                h * s.square() * (s - 1) * (2 * s - 1),
-            ]
+        weights = quartic(self.s, self.h) if self.stacks == 5 else [1 - self.s, self.s]
         terms = [x * _weight(w, x) for w, x in zip(weights, map(self.pick, stacks), strict=True)]
         return sum(terms[1:], start=terms[0])
+
+
+def quartic(s: Any, h: Any) -> list[Any]:
+    """Weights of z0, k0, the midpoint, z1 and k1 in the quartic through them, at the fraction s of a step of size h."""
+    rest, middle = (1 - s) ** 2, 1 - 2 * s
+    return [
+        rest * middle * (1 + 4 * s),
+        h * s * rest * middle,
+        16 * s**2 * rest,
+        s**2 * (4 * s - 5) * middle,
+        h * s**2 * (1 - s) * middle,
+    ]
 
 
 def _weight(weight: Tensor, x: Tensor) -> Tensor:
@@ -67,7 +96,7 @@ def _weight(weight: Tensor, x: Tensor) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class SharedPlan(Plan):
+class SharedPlan(StepPlan):
     """Of steps that all rows took together. needed: numbers of steps, or of states (0 to N) where `stacks` is 1."""
 
     needed: list[int]
@@ -89,6 +118,10 @@ class SharedPlan(Plan):
         if self.index.dim() == 1:
             return stack[self.index].transpose(0, 1)
         return stack[self.index, torch.arange(len(self.index), device=stack.device).unsqueeze(1)]
+
+    @property
+    def names(self) -> str:
+        return {1: "z", 2: "zy", 5: "zkmyl"}[self.stacks]
 
     def parted(self, stack: Tensor) -> dict[int, Tensor]:
         return dict(zip(self.needed, stack.unbind(), strict=True))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.numerics.mesh import Attempts, Mesh
-from ndeflow.numerics.reading import Plan
+from ndeflow.numerics.reading import StepPlan
 from ndeflow.numerics.system import InitialValue
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _of(values: Tensor, segment: Tensor, owner: Tensor) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class RowPlan(Plan):
+class RowPlan(StepPlan):
     """Of steps that rows took each at its own pace.
 
     What is read from lies in one line: the B start states, then the rows of each step. needed: (U,) places in it,
@@ -160,12 +160,16 @@ class RowPlan(Plan):
     def pick(self, stack: Tensor) -> Tensor:
         return stack[self.index]
 
-    def read(self, stacks: list[Tensor]) -> Tensor:
+    def read(self, stacks: Sequence[Tensor]) -> Tensor:
         packed = super().read(stacks)
         if self.failed is None or self.late is None:
             return packed
         failed, late = (x.view(*x.shape, *[1] * (packed.dim() - x.dim())) for x in (self.failed, self.late))
         return torch.where(late, torch.nan, torch.where(failed, packed.detach(), packed))
+
+    @property
+    def names(self) -> str:
+        return {1: "y", 5: "zkmyl"}[self.stacks]
 
     def parted(self, stack: Tensor) -> dict[int, Tensor]:
         """(U, ...) as one tensor for each step, over all its rows, 0 where they are not read; -1: the start states."""

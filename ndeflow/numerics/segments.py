@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics.field import path_of
 
 SLACK = 1e-9
+OUTSIDE = "expected probes within the span of ts, got one outside; clamp the probes to the span"
 
 
 class Places(NamedTuple):
@@ -32,15 +35,19 @@ class Segments:
 
     edges: (S + 1,), or (S + 1, B) where rows have their own times, in float64 where the device has it; on the
     autograd graph if the times are. A row whose two edges are equal stands still. pieces: for each segment the
-    number of the control path's piece, or None where there is no path.
+    number of the control path's piece, or None where there is no path. numbers: the edges as plain numbers, where all
+    rows share them and they are known.
     """
 
     edges: Tensor
     pieces: tuple[int, ...] | None = None
+    numbers: tuple[float, ...] | None = None
 
     @cached_property
     def moving(self) -> list[int]:
         """How many rows move, for each segment (with common times 1: all); read from the device once."""
+        if self.numbers is not None:
+            return [int(a != b) for a, b in pairwise(self.numbers)]
         moves = self.edges.detach().diff(dim=0) != 0
         return (moves.sum(dim=1) if moves.dim() == 2 else moves.int()).tolist()
 
@@ -48,6 +55,23 @@ class Segments:
     def first(self) -> int:
         """The first segment in which a row moves; 0 if there is none."""
         return next((k for k, moving in enumerate(self.moving) if moving), 0)
+
+    def spots(self, clock: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Segments and fractions of them, each (M,), of times as plain numbers, as `locate` gives; None: not known.
+
+        Raises ValueError for a time outside the span.
+        """
+        if self.numbers is None:
+            return None
+        edges = np.array(self.numbers)
+        sign = -1.0 if edges[-1] < edges[0] else 1.0
+        segment = np.searchsorted(sign * edges[1:-1], sign * clock)
+        start, end = edges[segment], edges[segment + 1]
+        still = start == end
+        theta = np.where(still, 0.0, (clock - start) / np.where(still, 1.0, end - start))
+        if ((theta < -SLACK) | (theta > 1 + SLACK) | (still & (clock != start))).any():
+            raise ValueError(OUTSIDE)
+        return segment, theta
 
     def locate(self, times: Tensor) -> Places:
         """The places of times (M,) or (B, M); a time at an edge belongs to the segment that ends there.
@@ -67,7 +91,7 @@ class Segments:
         outside = (value < -SLACK) | (value > 1 + SLACK) | (still & (times.detach() != start.detach()))
         inside, outside = torch.stack([inside, outside.any()]).tolist()
         if outside:
-            raise ValueError("expected probes within the span of ts, got one outside; clamp the probes to the span")
+            raise ValueError(OUTSIDE)
         return Places(segment, theta, inside)
 
     @staticmethod
@@ -87,8 +111,11 @@ def wide(times: Tensor) -> Tensor:
 
 def adaptive_segments(problem: Problem) -> Segments:
     """One segment, or the pieces of the control path clipped to the span."""
+    path, clock = path_of(problem.context), problem.clock
+    if path is None and clock is not None:
+        ends = clock[0].item(), clock[problem.ts.shape[0] - 1].item()
+        return Segments(wide(problem.ts.new_tensor(ends, dtype=torch.float64)), None, ends)
     ts = wide(problem.ts)
-    path = path_of(problem.context)
     if path is None:
         return Segments(torch.stack([ts[..., 0], ts[..., -1]]))
     return _pieces(ts[..., 0], ts[..., -1], wide(path.knots))
@@ -98,7 +125,11 @@ def fixed_segments(problem: Problem) -> Segments:
     """The save intervals, or the pieces of the control path; then raises ValueError for a save time between knots."""
     if path_of(problem.context) is None:
         ts = wide(problem.ts).movedim(-1, 0)
-        return Segments(ts if len(ts) > 1 else torch.cat([ts, ts]))
+        ts = ts if len(ts) > 1 else torch.cat([ts, ts])
+        if problem.clock is None:
+            return Segments(ts)
+        numbers = problem.clock[: problem.ts.shape[0]].tolist()
+        return Segments(ts, None, tuple(numbers if len(numbers) > 1 else numbers * 2))
     segments = adaptive_segments(problem)
     if segments.locate(problem.ts.detach()).interior:
         raise ValueError(

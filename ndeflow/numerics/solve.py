@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from ndeflow.contracts import Problem
@@ -101,9 +101,10 @@ def _check_times(ts: Tensor, y0: Tensor) -> None:
         raise ValueError(f"expected ts on the device of y0, {y0.device}, got {ts.device}; move one of them")
     if ts.dim() not in (1, 2) or ts.shape[-1] == 0 or (ts.dim() == 2 and len(ts) != len(y0)):
         raise ValueError(f"expected ts of shape (T,) or ({len(y0)}, T) with T >= 1, got {tuple(ts.shape)}")
-    steps = ts.detach().diff(dim=-1)
-    finite, up, down = torch.stack([ts.detach().isfinite().all(), (steps >= 0).all(), (steps <= 0).all()]).tolist()
-    if not finite:
+    values = np.array(ts.tolist())
+    steps = np.diff(values)
+    up, down = (steps >= 0).all(), (steps <= 0).all()
+    if not np.isfinite(values).all():
         raise ValueError("expected finite ts, got NaN or infinity; fill padding with each row's last time")
     if not (up or down):
         raise ValueError("expected ts that increase in every row, or decrease in every row, got neither; sort them")

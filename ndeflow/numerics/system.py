@@ -6,15 +6,17 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics.field import SDE, leaves, rebuilt, with_piece
 from ndeflow.numerics.norms import row_norms
-from ndeflow.numerics.segments import Segments
+from ndeflow.numerics.segments import Places, Segments
 
 if TYPE_CHECKING:
     from ndeflow.numerics.stepper import Stepper
@@ -116,6 +118,8 @@ class System(ABC):
 
     def mean_length(self) -> float:
         """The mean length of the moving rows' segment."""
+        if self.segments.numbers is not None:
+            return abs(self.segments.numbers[self.segment + 1] - self.segments.numbers[self.segment])
         length = self.length.detach().abs()
         return length.sum().item() / (self.moving if length.dim() else 1)
 
@@ -148,11 +152,28 @@ class InitialValue(System):
         self.width = self.shape.numel()
         self.columns = 0
         self.dense = True
+        self.spots: tuple[np.ndarray, np.ndarray] | None = None
         if segments is not None:
             self.segments = segments
             self.times = problem.ts if problem.probes is None else torch.cat([problem.ts, problem.probes], dim=-1)
-            self.places = segments.locate(self.times)
-            self.dense = self.places.interior or (self.times.requires_grad and self.times.shape[-1] > 2)
+            self.spots = None if problem.clock is None else segments.spots(problem.clock)
+            self.dense = self._interior or (self.times.requires_grad and self.times.shape[-1] > 2)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the times lie, as tensors."""
+        if self.spots is None:
+            return self.segments.locate(self.times)
+        segment, theta = (torch.as_tensor(x, device=self.times.device) for x in self.spots)
+        return Places(segment, theta.to(self.segments.edges.dtype), self.dense)
+
+    @property
+    def _interior(self) -> bool:
+        """Whether states inside segments are asked for."""
+        if self.spots is None:
+            return self.places.interior
+        _, theta = self.spots
+        return bool(((theta > 0) & (theta < 1)).any())
 
     def conditions(self) -> list[Tensor]:
         """The leaves of the context and of the integrands' own contexts, in order."""

@@ -77,15 +77,13 @@ class Reads:
     @classmethod
     def of(cls, plan: Plan, stacks: Sequence[Tensor | None]) -> Reads:
         reads, apart = cls({}, {}, {}, {}, {}), isinstance(plan, RowPlan)
-        names = {1: "y" if apart else "z", 2: "zy", 5: "zkmyl"}[plan.stacks]
         ends = reads.ends if apart else reads.states
         into = {"z": reads.states, "y": ends, "k": reads.k0, "m": reads.mid, "l": reads.k1}
-        for name, stack in zip(names, stacks, strict=True):
-            for n, cotangent in ({} if stack is None else plan.parted(stack)).items():
-                place = n + 1 if name == "y" and not apart else n
-                if place >= 0:
-                    before = into[name].get(place)
-                    into[name][place] = cotangent if before is None else before + cotangent
-                elif name in "zmy":  # the start state stands for a step that does not move
-                    reads.start = replay.plus(reads.start, cotangent)
+        for name, n, cotangent in plan.cotangents(stacks):
+            place = n + 1 if name == "y" and not apart else n
+            if place >= 0:
+                before = into[name].get(place)
+                into[name][place] = cotangent if before is None else before + cotangent
+            elif name in "zmy":  # the start state stands for a step that does not move
+                reads.start = replay.plus(reads.start, cotangent)
         return reads

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.numerics.mesh import Mesh, Place, Rejection, SharedMesh
+from ndeflow.numerics.numbered import numbered_plan
 from ndeflow.numerics.reading import Plan, shared_plan
 from ndeflow.numerics.rowwise import Failures, RowMesh, Table, Try, owners, row_plan
 from ndeflow.numerics.solution import Solution, Solver, Stats, Step
@@ -109,7 +110,9 @@ class Trace:
 
 def plan(system: InitialValue, trace: Trace) -> Plan:
     """How the system's places are read from the trace."""
-    return row_plan(system, trace) if trace.apart else shared_plan(system, trace)
+    if trace.apart:
+        return row_plan(system, trace)
+    return shared_plan(system, trace) if system.spots is None else numbered_plan(system, trace)
 
 
 def solution(solver: Solver, system: InitialValue, trace: Trace) -> Solution:
