@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from ndeflow.numerics.audit import Refusal, audit, explain
 from ndeflow.numerics.rewrites import Rewriter
+from ndeflow.numerics.sums import join_sums
 
 Function = Callable[..., Sequence[Tensor]]
 
@@ -67,6 +68,7 @@ def _trace(
         except Exception as error:
             raise Refusal(explain(error)) from error
         audit(graph)
+        join_sums(graph)
         return make_fx(Rewriter(graph, rules).run, tracing_mode="real")(*fakes)
 
 

@@ -74,8 +74,11 @@ def _mm(x: Tensor, weight: Tensor) -> Any:
 
 
 def _addmm(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
-    product = _mm(x, weight) if alpha == beta == 1 else NotImplemented
-    return product if product is NotImplemented else product + bias
+    """Bias apart, so that it is added in what follows, rather than copied for the product to be added to."""
+    if alpha != 1 or beta != 1:
+        return NotImplemented
+    product = _mm(x, weight)
+    return (x @ weight if product is NotImplemented else product) + bias
 
 
 FUNCTIONS = {
