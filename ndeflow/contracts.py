@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -126,15 +125,15 @@ class Problem:
     keep_mesh: bool = False
 
     @cached_property
-    def clock(self) -> np.ndarray | None:
-        """The save times, then the probes, as plain numbers (M,), read from the device once.
+    def clock(self) -> tuple[float, ...] | None:
+        """The save times, then the probes, as plain numbers, read from the device once.
 
         None where rows have their own times, or gradients of times are wanted.
         """
         times = [self.ts] if self.probes is None else [self.ts, self.probes]
         if any(x.dim() > 1 or x.requires_grad for x in times):
             return None
-        return np.array([value for x in times for value in x.tolist()])
+        return tuple(value for x in times for value in x.tolist())
 
     def with_probes(self, times: Tensor) -> Problem:
         """The same problem, also read at `times`: (P,) or (B, P) as `ts` is."""

@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+from ndeflow.numerics.allocator import keep_freed_memory
 from ndeflow.numerics.audit import Refusal, audit, explain
 from ndeflow.numerics.rewrites import Rewriter
 from ndeflow.numerics.sums import join_sums
@@ -91,5 +92,6 @@ def lower(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequ
     import torch._inductor.config as config
     from torch._inductor import standalone_compile
 
+    keep_freed_memory()
     with config.patch(cpp_wrapper=True):
         return standalone_compile(graph, list(inputs), dynamic_shapes="from_graph")

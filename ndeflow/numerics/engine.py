@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Self, final
 
 import torch
@@ -15,7 +15,7 @@ from torch.func import functional_call
 from ndeflow.numerics import replay
 from ndeflow.numerics.audit import Refusal
 from ndeflow.numerics.compiled import Program
-from ndeflow.numerics.rewrites import FUNCTIONS, PRODUCTS
+from ndeflow.numerics.rewrites import FORWARD, FUNCTIONS
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stepper import Stepper
 from ndeflow.numerics.system import InitialValue
@@ -72,7 +72,8 @@ class Engine(Stepper):
     """The functions of one solve, each called through its program, which is made at the first call.
 
     A function takes flat tensors: what it is about, then the tensors of the modules, then the context leaves of the
-    segment; tolerances are among the first. New values of any of them need no new program.
+    segment; tolerances are among the first. New values of any of them need no new program. All but the modules' are
+    contiguous, as the programs expect.
     """
 
     compiled: ClassVar[bool] = True
@@ -83,12 +84,17 @@ class Engine(Stepper):
         self.solver, self.system, self.entry, self.modules = solver, system, entry, modules
         self.originals, self.tensors = tensors, [x.detach() for x in tensors]
         y0 = system.problem.y0
-        self.tolerances = [torch.full((), x, dtype=torch.float64, device=y0.device) for x in (solver.rtol, solver.atol)]
+        self.tolerances = [_number(x, y0.device) for x in (solver.rtol, solver.atol)]
         self.stages = len(solver.tableau.c) - 1
         self.ambient = replay.Ambient.of(y0)
         self.strict = False
         self._leg: InitialValue | None = None
         self._own: list[Tensor] = []
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The tensors of the modules that need gradients, each once."""
+        return [x for x in self.originals if x.requires_grad]
 
     def prepare(self, backward: bool) -> None:
         """Make the programs of a forward or a backward pass; raises `Refusal`."""
@@ -109,12 +115,12 @@ class Engine(Stepper):
 
     def open(self) -> tuple[Tensor, Tensor | None]:
         self.system.columns = self.entry.columns
-        return self.system.join(self.system.problem.y0.detach(), None), None
+        return self.system.join(self.system.problem.y0.detach().contiguous(), None), None
 
     def start(self, leg: Any, z: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor]:
         if slope is not None:
             return slope, self.solver.start(leg, z, slope)
-        moving = torch.full_like(self.tolerances[0], leg.moving)
+        moving = _number(float(leg.moving), z.device)
         inputs = [leg.start.detach(), leg.length.detach(), moving, z, *self.tolerances]
         found, dtheta = self._run("start", lambda: self._start, inputs, leg)
         leg.count(2)
@@ -140,7 +146,7 @@ class Engine(Stepper):
         each of `wanted`, with their part added.
         """
         t, h, z, carry = at
-        given = [torch.zeros_like(z) if c is None else c for c in cotangents[:2]]
+        given = [torch.zeros_like(z) if c is None else c.contiguous() for c in cotangents[:2]]
         if any(c is not None for c in cotangents[2:]):
             given += self._inner(leg, z, cotangents[2:])
         inputs = [t, h, z, carry, *self.tolerances, *given]
@@ -154,7 +160,7 @@ class Engine(Stepper):
     ) -> tuple[Tensor, Totals]:
         """The vector-Jacobian product of dz/dt at (t, z): that of z, and the totals."""
         make = lambda: self._pulled(self._slope, (1,), 2, 1)  # noqa: E731
-        before, *totals = self._run("pull slope", make, [t, z, cotangent], leg, totals)
+        before, *totals = self._run("pull slope", make, [t, z, cotangent.contiguous()], leg, totals)
         leg.count(1)
         return before, totals
 
@@ -167,17 +173,17 @@ class Engine(Stepper):
         """Those of ratio, stiffness and mid, zeros for None; without what there is not."""
         ratio, stiffness, mid = cotangents
         rows = z.new_zeros(len(z))
-        found = [rows if ratio is None else ratio]
+        found = [rows if ratio is None else ratio.contiguous()]
         if self.solver.tableau.stiffness:
-            found.append(rows if stiffness is None else stiffness)
+            found.append(rows if stiffness is None else stiffness.contiguous())
         if leg.dense:
-            found.append(torch.zeros_like(z) if mid is None else mid)
+            found.append(torch.zeros_like(z) if mid is None else mid.contiguous())
         return found
 
     def _set(self, leg: InitialValue) -> None:
         if leg is not self._leg:
             self._leg, self._own = leg, leg.conditions()
-            self._flat = [*self.tensors, *(x.detach() for x in self._own)]
+            self._flat = [*self.tensors, *(x.detach().contiguous() for x in self._own)]
 
     def _run(
         self, name: str, make: Callable[[], Function], inputs: list[Tensor], leg: InitialValue, totals: Totals = ()
@@ -199,7 +205,7 @@ class Engine(Stepper):
         fixed = min(totals, len(self.entry.reached))
         batched = [x.dim() > 0 for x in flat[:inputs]] + [i >= fixed for i in range(totals)]
         batched += [False] * len(self.tensors) + [True] * len(self._own)
-        rules = FUNCTIONS | PRODUCTS if name == "step" else FUNCTIONS
+        rules = FUNCTIONS if name.startswith("pull") else FORWARD
         try:
             with self.ambient():
                 return Program(function, flat, batched, rules)
@@ -269,6 +275,12 @@ class Engine(Stepper):
     @cached_property
     def _names(self) -> list[str]:
         return self._holder.names()
+
+
+@lru_cache(maxsize=256)
+def _number(value: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float64, device=device)
 
 
 def _sum(total: Tensor, part: Tensor | None) -> Tensor:

@@ -19,8 +19,8 @@ def survey(modules: Iterable[nn.Module]) -> tuple[list[Tensor], Fingerprint]:
 
     tensors: parameters, then buffers, each once, in the order of `nn.ModuleList(modules)`. fingerprint: (identity of a
     part, attribute) -> value, for all parts: it changes with a mode, a number, a string or a container of them, with a
-    submodule, and with a parameter's or buffer's shape, dtype, device or need of gradients, but not with their values.
-    Tensors held as plain attributes are left out: a trace refuses them.
+    submodule, and with a parameter's or buffer's shape, strides, dtype, device or need of gradients, but not with their
+    values. Tensors held as plain attributes are left out: a trace refuses them.
     """
     parameters: dict[int, Tensor] = {}
     buffers: dict[int, Tensor] = {}
@@ -38,7 +38,7 @@ def survey(modules: Iterable[nn.Module]) -> tuple[list[Tensor], Fingerprint]:
             for name, x in tensors.items():
                 if x is not None:
                     kind[id(x)] = x
-                    found[me, name] = (x.requires_grad, x.dtype, x.device, x.shape)
+                    found[me, name] = (x.requires_grad, x.dtype, x.device, x.shape, x.stride())
         for name, value in attributes.items():
             if name not in _INTERNAL and (plain := _plain(value)) is not _OPAQUE:
                 found[me, name] = plain

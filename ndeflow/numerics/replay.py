@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -138,4 +138,6 @@ class Ambient:
         return cls(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
 
     def __call__(self) -> AbstractContextManager[Any]:
+        if not self.enabled and not torch.is_autocast_enabled(self.device):
+            return nullcontext()
         return torch.autocast(self.device, self.dtype, self.enabled, cache_enabled=False)

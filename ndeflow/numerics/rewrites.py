@@ -60,25 +60,39 @@ def _silu_backward(grad: Tensor, x: Tensor) -> Any:
     return grad * gate * (1 + x * (1 - gate))
 
 
-def _mm(x: Tensor, weight: Tensor) -> Any:
-    """x (rows, K) @ weight (K, N) for few K or N, where the number of rows alone is dynamic."""
-    if not isinstance(x.shape[0], torch.SymInt) or any(isinstance(n, torch.SymInt) for n in weight.shape):
+def _few_in(x: Tensor, weight: Tensor) -> Any:
+    """x (rows, K) @ weight (K, N) for few K, where the number of rows alone is dynamic."""
+    if not _dynamic_rows(x, weight) or weight.shape[0] > SMALL:
         return NotImplemented
-    inner, outer = weight.shape
-    if inner <= SMALL:
-        terms = [x[:, k : k + 1] * weight[k] for k in range(inner)]
-        return sum(terms[1:], start=terms[0])
-    if outer <= SMALL:
-        return torch.stack([(x * weight[:, n]).sum(dim=-1) for n in range(outer)], dim=-1)
-    return NotImplemented
+    terms = [x[:, k : k + 1] * weight[k] for k in range(weight.shape[0])]
+    return sum(terms[1:], start=terms[0])
 
 
-def _addmm(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
-    """Bias apart, so that it is added in what follows, rather than copied for the product to be added to."""
-    if alpha != 1 or beta != 1:
-        return NotImplemented
-    product = _mm(x, weight)
-    return (x @ weight if product is NotImplemented else product) + bias
+def _few(x: Tensor, weight: Tensor) -> Any:
+    """The same for few K or N."""
+    product = _few_in(x, weight)
+    if product is not NotImplemented or not _dynamic_rows(x, weight) or weight.shape[1] > SMALL:
+        return product
+    return torch.stack([(x * weight[:, n]).sum(dim=-1) for n in range(weight.shape[1])], dim=-1)
+
+
+def _dynamic_rows(x: Tensor, weight: Tensor) -> bool:
+    return isinstance(x.shape[0], torch.SymInt) and not any(isinstance(n, torch.SymInt) for n in weight.shape)
+
+
+def _with_bias(product: Callable[[Tensor, Tensor], Any]) -> Callable[..., Any]:
+    """The rule for `addmm`: bias apart, so that it is added in what follows, not copied for a product to be added to.
+
+    As a subtraction, which Inductor does not turn back into what it was.
+    """
+
+    def addmm(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+        if alpha != 1 or beta != 1:
+            return NotImplemented
+        found = product(x, weight)
+        return (x @ weight if found is NotImplemented else found) - (-bias)
+
+    return addmm
 
 
 FUNCTIONS = {
@@ -86,8 +100,10 @@ FUNCTIONS = {
     aten.sigmoid.default: _sigmoid,
     aten.silu.default: _silu,
     aten.silu_backward.default: _silu_backward,
+    aten.mm.default: _few_in,
+    aten.addmm.default: _with_bias(_few_in),
 }
-PRODUCTS = {aten.mm.default: _mm, aten.addmm.default: _addmm}
+FORWARD = FUNCTIONS | {aten.mm.default: _few, aten.addmm.default: _with_bias(_few)}  # no gain in backward passes
 
 
 class Rewriter(fx.Interpreter):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -26,6 +26,14 @@ class Places(NamedTuple):
 
     segment: Tensor
     theta: Tensor
+    interior: bool
+
+
+class Spots(NamedTuple):
+    """As `Places`, of times that are plain numbers: segment (M,) int64 and theta (M,)."""
+
+    segment: np.ndarray
+    theta: np.ndarray
     interior: bool
 
 
@@ -56,22 +64,22 @@ class Segments:
         """The first segment in which a row moves; 0 if there is none."""
         return next((k for k, moving in enumerate(self.moving) if moving), 0)
 
-    def spots(self, clock: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Segments and fractions of them, each (M,), of times as plain numbers, as `locate` gives; None: not known.
+    def spots(self, clock: tuple[float, ...] | None) -> Spots | None:
+        """As `locate`, of times as plain numbers; None where they, or the edges, are not known."""
+        return None if clock is None or self.numbers is None else _spots(self.numbers, clock)
 
-        Raises ValueError for a time outside the span.
-        """
-        if self.numbers is None:
-            return None
-        edges = np.array(self.numbers)
-        sign = -1.0 if edges[-1] < edges[0] else 1.0
-        segment = np.searchsorted(sign * edges[1:-1], sign * clock)
-        start, end = edges[segment], edges[segment + 1]
-        still = start == end
-        theta = np.where(still, 0.0, (clock - start) / np.where(still, 1.0, end - start))
-        if ((theta < -SLACK) | (theta > 1 + SLACK) | (still & (clock != start))).any():
-            raise ValueError(OUTSIDE)
-        return segment, theta
+    def bounds(self, segment: int) -> tuple[Tensor, Tensor]:
+        """The start of a segment and its length, 0-dim or (B,)."""
+        if segment not in self._bounds:
+            edge, after = self.edges[segment], self.edges[segment + 1]
+            if self.numbers is None:
+                return edge, after - edge
+            self._bounds[segment] = edge, after - edge
+        return self._bounds[segment]
+
+    @cached_property
+    def _bounds(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return {}
 
     def locate(self, times: Tensor) -> Places:
         """The places of times (M,) or (B, M); a time at an edge belongs to the segment that ends there.
@@ -113,8 +121,7 @@ def adaptive_segments(problem: Problem) -> Segments:
     """One segment, or the pieces of the control path clipped to the span."""
     path, clock = path_of(problem.context), problem.clock
     if path is None and clock is not None:
-        ends = clock[0].item(), clock[problem.ts.shape[0] - 1].item()
-        return Segments(wide(problem.ts.new_tensor(ends, dtype=torch.float64)), None, ends)
+        return _numbered((clock[0], clock[len(problem.ts) - 1]), problem.ts.device)
     ts = wide(problem.ts)
     if path is None:
         return Segments(torch.stack([ts[..., 0], ts[..., -1]]))
@@ -124,12 +131,12 @@ def adaptive_segments(problem: Problem) -> Segments:
 def fixed_segments(problem: Problem) -> Segments:
     """The save intervals, or the pieces of the control path; then raises ValueError for a save time between knots."""
     if path_of(problem.context) is None:
+        if problem.clock is not None:
+            return _numbered(
+                problem.clock[: len(problem.ts)] if len(problem.ts) > 1 else problem.clock[:1] * 2, problem.ts.device
+            )
         ts = wide(problem.ts).movedim(-1, 0)
-        ts = ts if len(ts) > 1 else torch.cat([ts, ts])
-        if problem.clock is None:
-            return Segments(ts)
-        numbers = problem.clock[: problem.ts.shape[0]].tolist()
-        return Segments(ts, None, tuple(numbers if len(numbers) > 1 else numbers * 2))
+        return Segments(ts if len(ts) > 1 else torch.cat([ts, ts]))
     segments = adaptive_segments(problem)
     if segments.locate(problem.ts.detach()).interior:
         raise ValueError(
@@ -137,6 +144,26 @@ def fixed_segments(problem: Problem) -> Segments:
             "save at knots only, or use an adaptive solver such as RungeKutta()"
         )
     return segments
+
+
+@lru_cache(maxsize=32)
+def _numbered(edges: tuple[float, ...], device: torch.device) -> Segments:
+    """Segments with edges that are plain numbers; kept, for training solves the same span again and again."""
+    with torch.inference_mode(False):
+        return Segments(wide(torch.tensor(edges, dtype=torch.float64)).to(device), None, edges)
+
+
+@lru_cache(maxsize=32)
+def _spots(numbers: tuple[float, ...], clock: tuple[float, ...]) -> Spots:
+    edges, times = np.array(numbers), np.array(clock)
+    sign = -1.0 if edges[-1] < edges[0] else 1.0
+    segment = np.searchsorted(sign * edges[1:-1], sign * times)
+    start, end = edges[segment], edges[segment + 1]
+    still = start == end
+    theta = np.where(still, 0.0, (times - start) / np.where(still, 1.0, end - start))
+    if ((theta < -SLACK) | (theta > 1 + SLACK) | (still & (times != start))).any():
+        raise ValueError(OUTSIDE)
+    return Spots(segment, theta, bool(((theta > 0) & (theta < 1)).any()))
 
 
 def _pieces(first: Tensor, last: Tensor, knots: Tensor) -> Segments:

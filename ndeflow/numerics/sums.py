@@ -59,15 +59,24 @@ def _join(graph: fx.Graph, root: fx.Node) -> None:
 
 def _joined(graph: fx.Graph, terms: list[Term]) -> fx.Node:
     first, operations = terms[0].operation, [term.operation for term in terms]
-    columns = [[operation.args[i] for operation in operations] for i in range(1 + (first.target is aten.mm.default))]
+    columns = [[operation.args[i] for operation in operations] for i in range(len(first.args))]
     if first.target is aten.mm.default:
-        arguments = [graph.call_function(aten.cat.default, (column, 1 - i)) for i, column in enumerate(columns)]
+        arguments = (_row(graph, columns[0]), graph.call_function(aten.cat.default, (columns[1], 0)))
     else:
-        arguments = [graph.call_function(aten.cat.default, (columns[0], 0)), *first.args[1:]]
-    node = graph.call_function(first.target, tuple(arguments))
-    for target, further in terms[0].views:
-        node = graph.call_function(target, (node, *further))
+        arguments = (graph.call_function(aten.cat.default, (columns[0], 0)), *first.args[1:])
+    target: Any = first.target
+    node = graph.call_function(target, arguments)
+    for view, further in terms[0].views:
+        node = graph.call_function(view, (node, *further))
     return node
+
+
+def _row(graph: fx.Graph, parts: list[Any]) -> fx.Node:
+    """[A_1 A_2 ...], as the transpose of a column where all are transposes."""
+    if all(part.target is aten.t.default for part in parts):
+        column = graph.call_function(aten.cat.default, ([part.args[0] for part in parts], 0))
+        return graph.call_function(aten.t.default, (column,))
+    return graph.call_function(aten.cat.default, (parts, 1))
 
 
 def _adds(node: fx.Node) -> bool:

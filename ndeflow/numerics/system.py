@@ -9,14 +9,13 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics.field import SDE, leaves, rebuilt, with_piece
 from ndeflow.numerics.norms import row_norms
-from ndeflow.numerics.segments import Places, Segments
+from ndeflow.numerics.segments import Places, Segments, Spots
 
 if TYPE_CHECKING:
     from ndeflow.numerics.stepper import Stepper
@@ -152,28 +151,21 @@ class InitialValue(System):
         self.width = self.shape.numel()
         self.columns = 0
         self.dense = True
-        self.spots: tuple[np.ndarray, np.ndarray] | None = None
+        self.spots: Spots | None = None
         if segments is not None:
             self.segments = segments
             self.times = problem.ts if problem.probes is None else torch.cat([problem.ts, problem.probes], dim=-1)
-            self.spots = None if problem.clock is None else segments.spots(problem.clock)
-            self.dense = self._interior or (self.times.requires_grad and self.times.shape[-1] > 2)
+            self.spots = segments.spots(problem.clock)
+            interior = self.places.interior if self.spots is None else self.spots.interior
+            self.dense = interior or (self.times.requires_grad and self.times.shape[-1] > 2)
 
     @cached_property
     def places(self) -> Places:
         """Where the times lie, as tensors."""
         if self.spots is None:
             return self.segments.locate(self.times)
-        segment, theta = (torch.as_tensor(x, device=self.times.device) for x in self.spots)
-        return Places(segment, theta.to(self.segments.edges.dtype), self.dense)
-
-    @property
-    def _interior(self) -> bool:
-        """Whether states inside segments are asked for."""
-        if self.spots is None:
-            return self.places.interior
-        _, theta = self.spots
-        return bool(((theta > 0) & (theta < 1)).any())
+        segment, theta = (torch.tensor(x, device=self.times.device) for x in self.spots[:2])
+        return Places(segment, theta.to(self.segments.edges.dtype), self.spots.interior)
 
     def conditions(self) -> list[Tensor]:
         """The leaves of the context and of the integrands' own contexts, in order."""
@@ -196,8 +188,7 @@ class InitialValue(System):
     def at(self, segment: int) -> Self:
         leg = copy.copy(self) if self.segments.pieces is None else self.on_piece(self.segments.pieces[segment])
         leg.segment = segment
-        edge, after = self.segments.edges[segment], self.segments.edges[segment + 1]
-        leg.start, leg.length = (self.column(x) for x in (edge, after - edge))
+        leg.start, leg.length = map(self.column, self.segments.bounds(segment))
         return leg
 
     def of(self, rows: Tensor) -> Self:

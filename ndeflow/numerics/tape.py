@@ -23,7 +23,8 @@ class Tape:
     def __init__(self, solver: Marching, system: InitialValue, trace: Trace, ambient: replay.Ambient) -> None:
         self.solver, self.system, self.trace, self.ambient = solver, system, trace, ambient
         self.plan = plan(system, trace)
-        self.parameters = replay.parameters(system.problem)
+        engine: Any = system.engine
+        self.parameters = engine.parameters if system.compiled else replay.parameters(system.problem)
         self.backward_nfe = [0]
 
     def outputs(self, trace: Trace) -> tuple[Tensor | None, ...]:
