@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any, Self, final
 
@@ -100,7 +99,7 @@ class Pair(System):
         return self.inner.judged(z[:, -1])
 
     def at(self, segment: int) -> Self:
-        leg = copy.copy(self)
+        leg = self.copied()
         leg.inner = self.inner.at(segment)
         leg.segment = segment
         leg.start, leg.length = (x.unsqueeze(1) if x.dim() else x for x in (leg.inner.start, leg.inner.length))

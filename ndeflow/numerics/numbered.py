@@ -78,13 +78,12 @@ class InsidePlan(Plan):
 def numbered_plan(system: InitialValue, trace: Trace) -> EndsPlan | InsidePlan:
     """The plan of a march whose rows step together, read at the system's spots."""
     assert system.spots is not None
-    segment, theta, _ = system.spots
-    key, nodes = segment + theta, trace.nodes
-    if not nodes:
-        return EndsPlan([0] * len(key))
+    segment, theta = system.spots[:2]
+    nodes = trace.nodes
+    if not (system.dense and nodes):
+        return EndsPlan([trace.done(edge) for edge in system.spots.edges])
+    key = segment + theta
     step = np.searchsorted(trace.ends(), key).clip(max=len(nodes) - 1)
-    if not system.dense:
-        return EndsPlan(np.where(key > 0, step + 1, 0).tolist())
     starts = np.array([(n.segment, n.theta, n.dtheta) for n in nodes])
     own, begin, size = starts[step].T
     s = (theta + (segment - own) - begin) / size

@@ -54,8 +54,9 @@ def conditions(problem: Problem) -> list[Tensor]:
 
 
 def conditioned(system: InitialValue, new: Sequence[Tensor], edges: Tensor) -> InitialValue:
-    """The system reading other conditions and edges."""
-    return system.with_conditions(new).with_edges(edges)
+    """The system reading other conditions, and other edges where these need gradients."""
+    other = system.with_conditions(new)
+    return other.with_edges(edges) if edges.requires_grad or system.segments.edges.requires_grad else other
 
 
 def detached(x: Tensor) -> Tensor:

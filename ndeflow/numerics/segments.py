@@ -30,11 +30,15 @@ class Places(NamedTuple):
 
 
 class Spots(NamedTuple):
-    """As `Places`, of times that are plain numbers: segment (M,) int64 and theta (M,)."""
+    """As `Places`, of times that are plain numbers: segment (M,) int64 and theta (M,).
+
+    edges: the nearest edge before or at each time.
+    """
 
     segment: np.ndarray
     theta: np.ndarray
     interior: bool
+    edges: list[int]
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,8 @@ def _spots(numbers: tuple[float, ...], clock: tuple[float, ...]) -> Spots:
     theta = np.where(still, 0.0, (times - start) / np.where(still, 1.0, end - start))
     if ((theta < -SLACK) | (theta > 1 + SLACK) | (still & (times != start))).any():
         raise ValueError(OUTSIDE)
-    return Spots(segment, theta, bool(((theta > 0) & (theta < 1)).any()))
+    interior = bool(((theta > 0) & (theta < 1)).any())
+    return Spots(segment, theta, interior, (segment + theta).astype(int).tolist())
 
 
 def _pieces(first: Tensor, last: Tensor, knots: Tensor) -> Segments:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from math import isfinite
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from ndeflow.contracts import Problem
@@ -101,12 +102,11 @@ def _check_times(ts: Tensor, y0: Tensor) -> None:
         raise ValueError(f"expected ts on the device of y0, {y0.device}, got {ts.device}; move one of them")
     if ts.dim() not in (1, 2) or ts.shape[-1] == 0 or (ts.dim() == 2 and len(ts) != len(y0)):
         raise ValueError(f"expected ts of shape (T,) or ({len(y0)}, T) with T >= 1, got {tuple(ts.shape)}")
-    values = np.array(ts.tolist())
-    steps = np.diff(values)
-    up, down = (steps >= 0).all(), (steps <= 0).all()
-    if not np.isfinite(values).all():
+    rows = ts.tolist() if ts.dim() == 2 else [ts.tolist()]
+    if not all(isfinite(t) for row in rows for t in row):
         raise ValueError("expected finite ts, got NaN or infinity; fill padding with each row's last time")
-    if not (up or down):
+    pairs = [pair for row in rows for pair in pairwise(row)]
+    if not (all(a <= b for a, b in pairs) or all(a >= b for a, b in pairs)):
         raise ValueError("expected ts that increase in every row, or decrease in every row, got neither; sort them")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -65,6 +64,12 @@ class System(ABC):
     @abstractmethod
     def column(self, x: Tensor) -> Tensor:
         """A time 0-dim as it is, (B,) as a column that broadcasts against z."""
+
+    def copied(self) -> Self:
+        """A copy, as `copy.copy` makes it, in a tenth of the time."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
 
     @property
     def compiled(self) -> bool:
@@ -173,7 +178,7 @@ class InitialValue(System):
 
     def with_conditions(self, new: Sequence[Tensor]) -> Self:
         """The same system, its evaluations counted anew, reading other leaves."""
-        other, rest = copy.copy(self), iter(new)
+        other, rest = self.copied(), iter(new)
         other._calls, other._parts = [0], []
         other.context = rebuilt(self.context, rest)
         other.integrands = tuple((module, rebuilt(own, rest)) for module, own in self.integrands)
@@ -181,12 +186,12 @@ class InitialValue(System):
 
     def with_edges(self, edges: Tensor) -> Self:
         """The same system on segments with other edges."""
-        other = copy.copy(self)
+        other = self.copied()
         other.segments = Segments(edges, self.segments.pieces)
         return other
 
     def at(self, segment: int) -> Self:
-        leg = copy.copy(self) if self.segments.pieces is None else self.on_piece(self.segments.pieces[segment])
+        leg = self.copied() if self.segments.pieces is None else self.on_piece(self.segments.pieces[segment])
         leg.segment = segment
         leg.start, leg.length = map(self.column, self.segments.bounds(segment))
         return leg
@@ -202,7 +207,7 @@ class InitialValue(System):
 
     def on_piece(self, piece: int) -> Self:
         """A copy that sees one piece of the control path."""
-        leg = copy.copy(self)
+        leg = self.copied()
         leg.context = with_piece(self.context, piece)
         return leg
 
@@ -210,7 +215,7 @@ class InitialValue(System):
         """A copy whose steps are not interpolated."""
         if not self.dense:
             return self
-        leg = copy.copy(self)
+        leg = self.copied()
         leg.dense = False
         return leg
 

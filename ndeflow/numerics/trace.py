@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -59,7 +60,7 @@ class Trace:
     def accept(self, node: Node, step: Step) -> None:
         """Append one accepted step; its raw error is let go."""
         self.nodes.append(node)
-        self.steps.append(step._replace(error=None))
+        self.steps.append(step if step.error is None else step._replace(error=None))
 
     def reject(self, place: Place, step: Step) -> None:
         """Note one rejected step."""
@@ -98,6 +99,10 @@ class Trace:
         owner = owners([x.rows for x in self.tries], self.z0)
         vain = torch.cat([owner[:0], *((x.verdict < 0).long() for x in self.tries)])
         return self.table.counts, torch.zeros_like(self.table.counts).index_add(0, owner, vain)
+
+    def done(self, segment: int) -> int:
+        """How many steps lie before a segment."""
+        return bisect_left(self.nodes, segment, key=lambda node: node.segment)
 
     def ends(self) -> list[float]:
         """For each step the place where it ends, segment + theta; exactly the next segment's number at an edge."""
