@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
 from ndeflow.numerics.marching import Marching
+from ndeflow.numerics.purity import repeatable
 from ndeflow.numerics.reverse import CompiledReverse, EagerReverse
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
 from ndeflow.numerics.system import InitialValue
@@ -42,9 +44,9 @@ class Checkpointed(Adjoint):
 
     The gradient is that of the discrete solve, as `Direct`'s to rounding, for the memory of one step's graph and
     two states a step. Error and stiffness, dense output, context and times are differentiated too, twice if
-    asked. The field must be a module that gives the same values when called again: no dropout, no running
-    statistics. `stats.backward_nfe` is filled by the backward pass. Raises ValueError for a field that is not a
-    module and for solvers that do not march by steps.
+    asked. The field must be a module that gives the same values when called again. `stats.backward_nfe` is filled
+    by the backward pass. Raises ValueError for a field that is not a module, that draws random numbers, gathers
+    running statistics or writes into its buffers, and for solvers that do not march by steps.
     """
 
     differentiable_stats: ClassVar[bool] = True
@@ -63,7 +65,7 @@ class Checkpointed(Adjoint):
 def replayed(solver: Marching, system: InitialValue) -> Solution:
     """The solution of a march that autograd does not record, with gradients by taking its steps again."""
     problem, ambient = system.problem, replay.Ambient.of(system.problem.y0)
-    with torch.no_grad(), ambient():
+    with torch.no_grad(), ambient(), _checked(system):
         trace = solver.march(system)
     tape = Tape(solver, system, trace, ambient)
     inputs = [system.segments.edges, problem.y0, *replay.conditions(problem), *tape.parameters]
@@ -72,6 +74,11 @@ def replayed(solver: Marching, system: InitialValue) -> Solution:
     stats = statistics(system, trace, error, stiffness)
     stats.backward_nfe = tape.backward_nfe
     return finish(solver, system, tape.plan.read(stacks), stats)
+
+
+def _checked(system: InitialValue) -> AbstractContextManager[None]:
+    """What the march is watched by: a compiled system has been audited."""
+    return nullcontext() if system.compiled else repeatable(replay.modules(system.problem), system.problem.y0.device)
 
 
 class Replay(torch.autograd.Function):

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ndeflow.numerics import replay
-from ndeflow.numerics.audit import Refusal
-from ndeflow.numerics.fingerprint import Fingerprint, survey
+from ndeflow.numerics.audit import Refusal, inspect
+from ndeflow.numerics.fingerprint import Versions, survey
 from ndeflow.numerics.stepper import Eager, Stepper
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.transforms import transformed
@@ -32,29 +32,15 @@ _log = logging.getLogger("ndeflow")
 class Account:
     """What a field has cost in solves that record gradients, and what was compiled for it.
 
-    evaluations: so far, until it is switched: compiled from now on. volatile: plain attributes that the field writes
-    itself, which are left out of its versions. said: refusals that were reported.
+    evaluations: so far, until it is switched: compiled from now on. versions: of its plain attributes. said: refusals
+    that were reported.
     """
 
     evaluations: int = 0
     switched: bool = False
     entries: dict[Hashable, Entry] = field(default_factory=dict)
-    versions: list[Fingerprint] = field(default_factory=list)
-    volatile: set[tuple[int, str]] = field(default_factory=set)
+    versions: Versions = field(default_factory=Versions)
     said: set[str] = field(default_factory=set)
-
-    def version(self, now: Fingerprint) -> int:
-        """The number of this version of the field's attributes, new or known."""
-        for attribute in self.volatile:
-            now.pop(attribute, None)
-        if now not in self.versions:
-            self.versions.append(now)
-        return self.versions.index(now)
-
-    def ignore(self, attributes: set[tuple[int, str]]) -> None:
-        """Leave attributes out of all versions."""
-        self.volatile |= attributes
-        self.versions = [{k: v for k, v in version.items() if k not in attributes} for version in self.versions]
 
 
 _accounts: WeakKeyDictionary[nn.Module, Account] = WeakKeyDictionary()
@@ -104,15 +90,15 @@ def _engine(solver: Any, system: InitialValue, mine: Account, recording: bool) -
 
     module = system.problem.field
     modules = [module, *(integrand for integrand, _ in system.integrands)]
-    tensors, now = survey(modules)
-    version = mine.version(now)
+    now = survey(modules, mine.versions.reads)
+    version = mine.versions.number(now)
     if version >= VERSIONS:
-        return f"{_changing(mine)} changes from solve to solve; pass it as context"
+        return f"{mine.versions.changing()} changes from solve to solve; pass it as context"
     key = (version, solver.method, solver.batching, *_setting(system))
     if key not in mine.entries:
-        mine.entries[key] = Entry.of(system, tensors)
-    engine = Engine(solver, system, mine.entries[key], modules, tensors)
-    _prepare(engine, mine, recording)
+        mine.entries[key] = Entry.of(system, now.tensors, mine.versions.reads)
+    engine = Engine(solver, system, mine.entries[key], modules, now.tensors)
+    _prepare(engine, mine.versions, version, recording)
     return engine if engine.entry.refusal is None else engine.entry.refusal
 
 
@@ -144,24 +130,19 @@ def _setting(system: InitialValue) -> tuple[Hashable, ...]:
     return y0.dtype, y0.device, y0.shape[1:], edges.dim(), system.dense, conditions, modules, ambient, threads
 
 
-def _prepare(engine: Engine, mine: Account, recording: bool) -> None:
+def _prepare(engine: Engine, versions: Versions, version: int, recording: bool) -> None:
     """Make the programs that this solve needs, or note why they cannot be made."""
     entry = engine.entry
     for backward in (False, True)[: 1 + recording]:
         if entry.refusal is None and backward not in entry.prepared:
             entry.prepared.add(backward)
-            _, before = survey(engine.modules)
+            before = survey(engine.modules)
             try:
+                inspect(engine.modules)
                 engine.prepare(backward)
             except Refusal as refusal:
                 entry.refusal = str(refusal)
-            _, after = survey(engine.modules)
-            mine.ignore({k for k in after if before.get(k) != after[k]})
-
-
-def _changing(mine: Account) -> str:
-    first, last = mine.versions[0], mine.versions[-1]
-    return ", ".join(sorted({name for (_, name), v in last.items() if first.get((_, name)) != v})) or "its parts"
+            versions.settle(version, before, survey(engine.modules))
 
 
 def _refused(solver: Any, module: Any, reason: str, mine: Account | None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
@@ -12,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from ndeflow.numerics.allocator import keep_freed_memory
-from ndeflow.numerics.audit import Refusal, audit, explain
+from ndeflow.numerics.audit import Refusal, audit, explain, steady
 from ndeflow.numerics.rewrites import Rewriter
 from ndeflow.numerics.sums import join_sums
 
@@ -63,14 +65,28 @@ def _trace(
 ) -> fx.GraphModule:
     mode = FakeTensorMode(shape_env=env)
     fakes = [_fake(mode, x, rows) for x, rows in zip(inputs, batched, strict=True)]
-    with mode, torch.no_grad():
+    with mode, torch.no_grad(), _quiet():
         try:
-            graph = make_fx(function, _DECOMPOSITIONS, tracing_mode="real")(*fakes)
+            with steady():
+                graph = make_fx(function, _DECOMPOSITIONS, tracing_mode="real")(*fakes)
+        except Refusal:
+            raise
         except Exception as error:
             raise Refusal(explain(error)) from error
         audit(graph)
         join_sums(graph)
         return make_fx(Rewriter(graph, rules).run, tracing_mode="real")(*fakes)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, torch does not log why it could not trace an operation: the refusal says so."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _fake(mode: FakeTensorMode, x: Tensor, batched: bool) -> Tensor:

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from ndeflow.numerics import replay
 from ndeflow.numerics.audit import Refusal
 from ndeflow.numerics.compiled import Program
+from ndeflow.numerics.fingerprint import Attribute, noted
 from ndeflow.numerics.rewrites import FORWARD, FUNCTIONS
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stepper import Stepper
@@ -46,25 +47,27 @@ class Holder(nn.Module):
 class Entry:
     """What is known of a field in one setting.
 
-    columns: how many integrals it has. reached: which of the module tensors need gradients and get one. programs: of
-    each function, for one row or for more; None in a list: there are no more, the function itself is called. prepared:
-    whether the programs of the forward (False) and the backward pass (True) were made ahead. refusal: why they cannot.
+    columns: how many integrals it has. reached: which of the module tensors need gradients and get one. reads: collects
+    the attributes that its programs have read. programs: of each function, for one row or for more; None in a list:
+    there are no more, the function itself is called. prepared: whether the programs of the forward (False) and the
+    backward pass (True) were made ahead. refusal: why they cannot.
     """
 
     columns: int
     reached: list[int]
+    reads: set[Attribute]
     programs: dict[tuple[str, bool], list[Program | None]] = field(default_factory=dict)
     prepared: set[bool] = field(default_factory=set)
     refusal: str | None = None
 
     @classmethod
-    def of(cls, system: InitialValue, tensors: Sequence[Tensor]) -> Self:
+    def of(cls, system: InitialValue, tensors: Sequence[Tensor], reads: set[Attribute]) -> Self:
         """Found by evaluating the field once; raises ValueError for rates of the wrong shape."""
         apart = system.with_conditions(system.conditions())
         with torch.enable_grad():
             _, slope = apart.open()
         found = replay.grads([slope], tensors, [torch.ones_like(slope)])
-        return cls(apart.columns, [i for i, g in enumerate(found) if g is not None])
+        return cls(apart.columns, [i for i, g in enumerate(found) if g is not None], reads)
 
 
 @final
@@ -207,7 +210,7 @@ class Engine(Stepper):
         batched += [False] * len(self.tensors) + [True] * len(self._own)
         rules = FUNCTIONS if name.startswith("pull") else FORWARD
         try:
-            with self.ambient():
+            with self.ambient(), noted(self.entry.reads):
                 return Program(function, flat, batched, rules)
         except Refusal:
             if self.strict:

@@ -2,63 +2,159 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from dataclasses import fields, is_dataclass
-from typing import Any
+import threading
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, final
 
+import numpy
 import torch
 from torch import Tensor, nn
 
-Fingerprint = dict[tuple[int, str], Hashable]
+Attribute = tuple[int, str]
+Fingerprint = dict[Attribute, Any]
 
-_INTERNAL = frozenset(nn.Module().__dict__)  # parameters, buffers, submodules, hooks: seen by other means
+DEPTH = 3  # how far plain objects are looked into
+
+_INTERNAL = frozenset(nn.Module().__dict__) - {"training"}  # parameters, buffers, submodules, hooks: seen otherwise
 
 
-def survey(modules: Iterable[nn.Module]) -> tuple[list[Tensor], Fingerprint]:
-    """The tensors of modules and their fingerprint.
+@final
+@dataclass(frozen=True)
+class Survey:
+    """tensors: parameters, then buffers, each once, in the order of `nn.ModuleList(modules)`.
 
-    tensors: parameters, then buffers, each once, in the order of `nn.ModuleList(modules)`. fingerprint: (identity of a
-    part, attribute) -> value, for all parts: it changes with a mode, a number, a string or a container of them, with a
-    submodule, and with a parameter's or buffer's shape, strides, dtype, device or need of gradients, but not with their
-    values. Tensors held as plain attributes are left out: a trace refuses them.
+    structure: (identity of a part, name) -> its class and the hooks of its calls; of its parameters and buffers which
+    of all they are, shape, strides, dtype, device and need of gradients. attributes: (identity of a part, attribute) -> a
+    picture of its value. Both stay the same when values of tensors change.
     """
+
+    tensors: list[Tensor]
+    structure: Fingerprint
+    attributes: Fingerprint
+
+
+def survey(modules: Iterable[nn.Module], among: Container[Attribute] | None = None) -> Survey:
+    """What there is to know of modules and all their parts; among: of these attributes alone, None: of all."""
     parameters: dict[int, Tensor] = {}
     buffers: dict[int, Tensor] = {}
-    found: Fingerprint = {}
+    found, order = Survey([], {}, {}), dict[int, int]()
     seen: set[int] = set()
     stack = list(modules)[::-1]
     while stack:
         part = stack.pop()
-        me, attributes = id(part), part.__dict__
+        me = id(part)
         if me in seen:
             continue
         seen.add(me)
-        found[me, "training"] = part.training
+        found.structure[me, ""] = (type(part), *hooks(part))
         for kind, tensors in ((parameters, part._parameters), (buffers, part._buffers)):
             for name, x in tensors.items():
                 if x is not None:
                     kind[id(x)] = x
-                    found[me, name] = (x.requires_grad, x.dtype, x.device, x.shape, x.stride())
-        for name, value in attributes.items():
-            if name not in _INTERNAL and (plain := _plain(value)) is not _OPAQUE:
-                found[me, name] = plain
+                    number = order.setdefault(id(x), len(order))
+                    found.structure[me, name] = (number, x.requires_grad, x.dtype, x.device, x.shape, x.stride())
+        for name, value in part.__dict__.items():
+            if name not in _INTERNAL and (among is None or (me, name) in among):
+                found.attributes[me, name] = picture(value)
         stack += [child for child in reversed(part._modules.values()) if child is not None]
-    return [*parameters.values(), *(x for i, x in buffers.items() if i not in parameters)], found
+    found.tensors.extend([*parameters.values(), *(x for i, x in buffers.items() if i not in parameters)])
+    return found
 
 
-_OPAQUE = object()
-_SCALARS = frozenset((int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size))
+def hooks(part: nn.Module) -> tuple[int, ...]:
+    """The numbers of the hooks on a module's calls and on the gradients of its calls."""
+    kinds = part._forward_pre_hooks, part._forward_hooks, part._backward_pre_hooks, part._backward_hooks
+    return tuple(number for kind in kinds for number in kind)
 
 
-def _plain(value: Any) -> Any:
-    """A hashable picture of plain values and of containers of them; `_OPAQUE` for everything else."""
+@final
+@dataclass
+class Versions:
+    """The versions of a field's attributes, by what its traced graphs have read of them.
+
+    reads: attributes that were read in traces. volatile: those that the field writes itself, such as counters, which
+    are left out. known: each version's fingerprint.
+    """
+
+    reads: set[Attribute] = field(default_factory=set)
+    volatile: set[Attribute] = field(default_factory=set)
+    known: list[Fingerprint] = field(default_factory=list)
+
+    def number(self, now: Survey) -> int:
+        """The number of this version, new or known."""
+        mine = self._of(now)
+        if mine not in self.known:
+            self.known.append(mine)
+        return self.known.index(mine)
+
+    def settle(self, number: int, before: Survey, after: Survey) -> None:
+        """A version was traced in between: from now on it is known by what was read, less what was written."""
+        self.volatile |= {k for k, v in after.attributes.items() if before.attributes.get(k) != v}
+        self.known = [{k: v for k, v in version.items() if k not in self.volatile} for version in self.known]
+        self.known[number] = self._of(after)
+
+    def changing(self) -> str:
+        """The names of what differs between the first version and the last."""
+        first, last = self.known[0], self.known[-1]
+        return ", ".join(sorted({name for (me, name), v in last.items() if name and first.get((me, name)) != v}))
+
+    def _of(self, now: Survey) -> Fingerprint:
+        read = {k: v for k, v in now.attributes.items() if k in self.reads and k not in self.volatile}
+        return now.structure | read
+
+
+_READING = threading.Lock()
+
+
+@contextmanager
+def noted(reads: set[Attribute]) -> Iterator[None]:
+    """Inside, every attribute that is read of any module is added to `reads`."""
+
+    def read(self: nn.Module, name: str) -> Any:
+        reads.add((id(self), name))
+        return object.__getattribute__(self, name)
+
+    with _READING:
+        nn.Module.__getattribute__ = read
+        try:
+            yield
+        finally:
+            del nn.Module.__getattribute__
+
+
+@final
+@dataclass(frozen=True)
+class Same:
+    """Equal to a picture of the very same object only."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value
+
+
+_SCALARS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
+def picture(value: Any, depth: int = DEPTH) -> Any:
+    """What compares equal as long as a value, and all that it is made of, is the same; values of tensors aside."""
     kind = type(value)
-    if kind in _SCALARS:
-        return value
-    if kind is list or kind is tuple:
-        return (kind, *map(_plain, value))
-    if kind is dict:
-        return (kind, *((k, _plain(v)) for k, v in value.items()))
-    if is_dataclass(value) and not isinstance(value, type):
-        return (kind, *(_plain(getattr(value, f.name)) for f in fields(value)))
-    return _OPAQUE
+    if isinstance(value, _SCALARS):
+        return kind, value
+    if isinstance(value, Tensor):
+        return kind
+    if isinstance(value, numpy.ndarray):
+        return value.dtype, value.shape, value.tobytes()
+    if depth == 0 or isinstance(value, type):
+        return Same(value)
+    if isinstance(value, (list, tuple)):
+        return kind, *(picture(x, depth - 1) for x in value)
+    if isinstance(value, dict):
+        return kind, *((k, picture(x, depth - 1)) for k, x in value.items())
+    if isinstance(value, (set, frozenset)):
+        return kind, frozenset(value)
+    if is_dataclass(value):
+        return kind, *(picture(getattr(value, f.name), depth - 1) for f in fields(value))
+    return Same(value), picture(getattr(value, "__dict__", None), depth - 1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ndeflow.contracts import Problem
 from ndeflow.numerics.field import SDE, leaves, rebuilt, with_piece
 from ndeflow.numerics.norms import row_norms
+from ndeflow.numerics.purity import versions
 from ndeflow.numerics.segments import Places, Segments, Spots
 
 if TYPE_CHECKING:
@@ -222,7 +223,15 @@ class InitialValue(System):
     def open(self) -> tuple[Tensor, Tensor]:
         y0 = self.problem.y0
         leg = self.at(self.segments.first)
-        dy, dq = leg._rates(leg.start.to(y0.dtype.to_real()), y0)
+        t = leg.start.to(y0.dtype.to_real())
+        given = [y0, t, *leg.conditions()]
+        before = versions(given)
+        dy, dq = leg._rates(t, y0)
+        if versions(given) != before:
+            raise ValueError(
+                "expected a field that leaves its arguments as they are, got one that writes into them; "
+                "write into a copy, such as y.clone()"
+            )
         self._check(dy, dq)
         self.columns = 0 if dq is None else dq.shape[1]
         zeros = y0.new_zeros(self.rows, self.columns)
