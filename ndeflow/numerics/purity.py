@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy
 import torch
@@ -51,8 +52,8 @@ def repeatable(modules: Sequence[nn.Module], device: torch.device) -> Iterator[N
 
 def drawn_elsewhere() -> int:
     """A number that changes when Python's or NumPy's generators draw."""
-    name, words, place, *rest = numpy.random.get_state(legacy=True)
-    return hash((random.getstate(), name, words.tobytes(), place, *rest))
+    state: Any = numpy.random.get_state()
+    return hash((random.getstate(), state[1].tobytes(), *state[2:]))
 
 
 def _draws(device: torch.device) -> list[Tensor]:

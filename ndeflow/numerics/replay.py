@@ -28,8 +28,9 @@ def needs_module(problem: Problem, adjoint: str) -> None:
 
 
 def parameters(problem: Problem) -> list[Tensor]:
-    """The parameters that need gradients, of the field and of the integrands, each once."""
-    unique = {id(p): p for module in modules(problem) for p in module.parameters() if p.requires_grad}
+    """The parameters and buffers that need gradients, of the field and of the integrands, each once."""
+    tensors = (x for module in modules(problem) for x in (*module.parameters(), *module.buffers()))
+    unique = {id(x): x for x in tensors if x.requires_grad}
     return list(unique.values())
 
 
@@ -44,7 +45,7 @@ def records(problem: Problem) -> bool:
         return False
     inputs = (problem.y0, problem.ts, *conditions(problem))
     return any(x.requires_grad for x in inputs) or any(
-        p.requires_grad for m in modules(problem) for p in m.parameters()
+        x.requires_grad for m in modules(problem) for x in (*m.parameters(), *m.buffers())
     )
 
 
