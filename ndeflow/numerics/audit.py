@@ -51,10 +51,12 @@ _DRAWN = (
 
 
 def audit(graph: fx.GraphModule) -> None:
-    """Raise `Refusal` for a graph that draws random numbers, or writes into its arguments."""
+    """Raise `Refusal` for a graph that draws random numbers, reads values, or writes into its arguments."""
     for node in graph.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
+        if node.target is torch.ops.aten._local_scalar_dense.default:
+            raise Refusal(_READS)
         if torch.Tag.nondeterministic_seeded in node.target.tags and _argument(node, "dropout_p") != 0:
             raise Refusal(f"it draws random numbers ({node.target.name()}), {_DRAWN}")
         if node.target._schema.is_mutable and _origin(_written(node)).op == "placeholder":
@@ -94,6 +96,8 @@ def _origin(node: fx.Node) -> fx.Node:
     return node
 
 
+_READS = "it branches on values, or reads a number out of a tensor; use torch.where, and no float(), .item() or if"
+
 _CAUSES = (
     (
         ("convert all Tensors to FakeTensors",),
@@ -102,7 +106,7 @@ _CAUSES = (
     ),
     (
         ("data-dependent", "Could not guard", "Could not extract specialized", "DataDependentOutput", "_local_scalar"),
-        "it branches on values, or reads a number out of a tensor; use torch.where, and no float(), .item() or if",
+        _READS,
     ),
     (("numpy",), "it leaves torch for NumPy; use torch functions"),
 )

@@ -15,7 +15,7 @@ from torch import nn
 
 from ndeflow.numerics import replay
 from ndeflow.numerics.audit import Refusal, inspect
-from ndeflow.numerics.fingerprint import Versions, survey
+from ndeflow.numerics.fingerprint import Versions, noted, survey
 from ndeflow.numerics.stepper import Eager, Stepper
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.transforms import transformed
@@ -138,7 +138,8 @@ def _prepare(engine: Engine, versions: Versions, version: int, recording: bool) 
             entry.prepared.add(backward)
             before = survey(engine.modules)
             try:
-                inspect(engine.modules)
+                with noted(versions.reads):
+                    inspect(engine.modules)
                 engine.prepare(backward)
             except Refusal as refusal:
                 entry.refusal = str(refusal)

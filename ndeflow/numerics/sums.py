@@ -54,6 +54,7 @@ def _join(graph: fx.Graph, root: fx.Node) -> None:
         total, *others = [*rest, *(_joined(graph, terms) for terms in groups.values())]
         for part in others:
             total = graph.call_function(aten.add.Tensor, (total, part))
+    total.meta.update(root.meta)
     root.replace_all_uses_with(total)
 
 
@@ -83,7 +84,8 @@ def _adds(node: fx.Node) -> bool:
     """Whether it is a plain sum of two tensors of one shape."""
     if node.op != "call_function" or node.target is not aten.add.Tensor or node.kwargs:
         return False
-    return all(isinstance(x, fx.Node) and _shape(x) == _shape(node) for x in node.args)
+    known = all(isinstance(x, fx.Node) and "val" in x.meta for x in (node, *node.args))  # others were made here
+    return known and all(_shape(x) == _shape(node) for x in node.args)
 
 
 def _leaves(node: fx.Node) -> Iterator[fx.Node]:

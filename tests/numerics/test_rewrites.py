@@ -1,0 +1,100 @@
+"""Rewrites of traced steps: close to what they replace, and only where they may be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ndeflow.numerics.rewrites import FUNCTIONS, PRODUCTS, Rewriter, rational_tanh
+from tests.problems import apart
+
+
+def silu(x: Tensor) -> Tensor:
+    return nn.functional.silu(x)
+
+
+HALF = torch.linspace(0, 20, 100_001, dtype=torch.float64)
+X = torch.cat([-HALF.flip(0), HALF])
+
+
+def rewritten(function, *inputs: Tensor, rules=FUNCTIONS, mode: str = "real") -> fx.GraphModule:
+    graph = make_fx(function, tracing_mode=mode)(*inputs)
+    return (
+        make_fx(Rewriter(graph, rules).run, tracing_mode="real")(*inputs) if mode == "real" else _as_fake(graph, rules)
+    )
+
+
+def _as_fake(graph: fx.GraphModule, rules) -> fx.GraphModule:
+    fakes = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+    with fakes[0].fake_mode:
+        return make_fx(Rewriter(graph, rules).run, tracing_mode="real")(*fakes)
+
+
+def targets(graph: fx.GraphModule) -> set[str]:
+    return {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
+
+
+@pytest.mark.parametrize(("function", "bound"), [(torch.tanh, 4e-7), (torch.sigmoid, 4e-7), (silu, 4e-6)])
+def test_rational_functions_in_single_precision(function, bound):
+    graph = rewritten(function, X.float())
+    assert not targets(graph) & {"aten.tanh.default", "aten.sigmoid.default", "aten.silu.default"}
+    assert (graph(X.float()).double() - function(X.float().double())).abs().max() < bound
+
+
+def test_tanh_rises_to_one():
+    """It is odd, does not leave [-1, 1] by more than rounding, and is constant beyond its bound."""
+    y = rational_tanh(X.float())
+    assert torch.equal(y, -y.flip(0)) and y.abs().max() <= 1 + 1.2e-7
+    assert y.diff().min() > -3e-7 and (y[X > 8] == y[-1]).all() and abs(y[-1] - 1) < 1.2e-7
+
+
+@pytest.mark.parametrize("function", [torch.tanh, torch.sigmoid, silu])
+def test_gradients(function):
+    def slope(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(function(x).sum(), x)[0]
+
+    graph = rewritten(slope, X.float())
+    assert (graph(X.float()).double() - slope(X)).abs().max() < 4e-6
+
+
+@pytest.mark.parametrize("function", [torch.tanh, torch.sigmoid, silu])
+def test_double_precision_is_left_alone(function):
+    graph = rewritten(function, X)
+    assert torch.equal(graph(X), function(X)) and len(targets(graph)) == 1
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "small"), [(1, 8, True), (4, 8, True), (8, 3, True), (8, 1, True), (8, 8, False)]
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_over_a_dynamic_number_of_rows(inner, outer, small, bias):
+    """Fused multiplications for few columns; the same to rounding, for other numbers of rows too."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, shift = (
+        torch.randn(*shape, dtype=torch.float64, generator=generator)
+        for shape in ((5, inner), (outer, inner), (outer,))
+    )
+
+    def product(x: Tensor) -> Tensor:
+        return nn.functional.linear(x, weight_of(x), shift_of(x)) if bias else x @ weight_of(x).T
+
+    def weight_of(x: Tensor) -> Tensor:
+        return torch.full((outer, inner), 0.5, dtype=x.dtype) + torch.eye(outer, inner, dtype=x.dtype)
+
+    def shift_of(x: Tensor) -> Tensor:
+        return torch.full((outer,), 0.25, dtype=x.dtype)
+
+    graph = rewritten(product, x, rules=PRODUCTS, mode="symbolic")
+    assert ("aten.mm.default" not in targets(graph)) == small
+    assert apart(graph(x), product(x)) < 1e-15
+
+
+def test_products_of_fixed_shapes_and_scaled_ones_are_left_alone():
+    x, weight, shift = torch.ones(5, 2), torch.ones(2, 3), torch.ones(3)
+    assert "aten.mm.default" in targets(rewritten(torch.mm, x, weight, rules=PRODUCTS))
+    scaled = rewritten(lambda b, x, w: torch.addmm(b, x, w, alpha=2.0), shift, x, weight, rules=PRODUCTS)
+    assert "aten.addmm.default" in targets(scaled) and torch.equal(scaled(shift, x, weight), torch.full((5, 3), 5.0))
