@@ -111,6 +111,8 @@ def _term(leaf: fx.Node) -> Term | None:
 
 def _over_rows(node: fx.Node) -> bool:
     """Whether it sums over the rows of a batch: a product or a sum whose result has fixed sizes."""
+    if "val" not in node.meta:
+        return False
     if node.target is aten.mm.default:
         rows = node.args[1]
     elif node.target is aten.sum.dim_IntList and node.args[1] == [0]:

