@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
+from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.foreign import Foreign
 from ndeflow.numerics.marching import Marching
@@ -51,6 +52,10 @@ class Backsolve(Adjoint):
             raise ValueError(
                 "expected rows that step together for Backsolve, got per-sample steps; use batching=shared, or "
                 "Direct() or Checkpointed()"
+            )
+        if any(isinstance(x, RungeKutta) and x.compile == "on" for x in (solver, self.solver)):
+            raise ValueError(
+                "expected steps that need not be compiled for Backsolve, got compile=on; leave it auto, or use Direct()"
             )
         replay.needs_module(problem, "Backsolve")
         system, ambient = solver.system(problem), replay.Ambient.of(problem.y0)

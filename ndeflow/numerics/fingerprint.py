@@ -26,8 +26,8 @@ class Survey:
     """tensors: parameters, then buffers, each once, in the order of `nn.ModuleList(modules)`.
 
     structure: (identity of a part, name) -> its class and the hooks of its calls; of its parameters and buffers which
-    of all they are, shape, strides, dtype, device and need of gradients. attributes: (identity of a part, attribute) -> a
-    picture of its value. Both stay the same when values of tensors change.
+    of all they are, shape, strides, dtype, device and need of gradients. attributes: (identity of a part, attribute)
+    -> a picture of its value. Both stay the same when values of tensors change.
     """
 
     tensors: list[Tensor]
