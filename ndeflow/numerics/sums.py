@@ -84,8 +84,9 @@ def _adds(node: fx.Node) -> bool:
     """Whether it is a plain sum of two tensors of one shape."""
     if node.op != "call_function" or node.target is not aten.add.Tensor or node.kwargs:
         return False
-    known = all(isinstance(x, fx.Node) and "val" in x.meta for x in (node, *node.args))  # others were made here
-    return known and all(_shape(x) == _shape(node) for x in node.args)
+    if "val" not in node.meta:  # made here
+        return False
+    return all(isinstance(x, fx.Node) and "val" in x.meta and _shape(x) == _shape(node) for x in node.args)
 
 
 def _leaves(node: fx.Node) -> Iterator[fx.Node]:
