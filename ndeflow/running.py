@@ -31,6 +31,7 @@ from ndeflow.training.table import read_table
 def run(request: Request) -> int:
     """Carry out a request; the exit status."""
     warnings.showwarning = _warn
+    runs.keep_compiled()
     try:
         prepared = resume(request, request.resumed) if request.resumed else prepare(request.config)
         return 0 if prepared is None else train(prepared)
@@ -126,7 +127,7 @@ def test(run: Run, assembly: Assembly) -> dict[str, float]:
     if not first_process():
         return found
     assembly.table.save()
-    return {**found, **training_cost(run.folder), **references(run)}
+    return {**found, **training_cost(run.folder), **assembly.switching.results(), **references(run)}
 
 
 def training_cost(folder: Path) -> dict[str, float]:
