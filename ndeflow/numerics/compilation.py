@@ -61,8 +61,9 @@ def unprofitable(system: InitialValue, mine: Account) -> str | None:
     Compiling saves what is spent between matrix products, but steps are then taken again for gradients: three parts of
     arithmetic instead of two. It loses where products are most of an evaluation: rows of many operations (wide layers),
     and many of them. Times of a step of `Direct` over compiled ones, networks d-w-w-d, one thread, float32: w 64 and
-    128, 2.9 to 1.1 at 8 to 32768 rows; w 256 (2e5 operations a row), 1.5 at 32 rows, 1.0 at 128, 0.9 at 512, 0.6 at
-    2048; w 512, 0.9. The rows are the mean of those that were counted. On CUDA no limit is known.
+    128, 2.9 to 1.1 at 8 to 32768 rows; w 256 (2e5 operations a row), 1.4 at 8 rows, 1.3 at 32, 0.9 from 128 on; w 512,
+    1.2 at 8 rows, 1.0 at 32, 0.9 at 128, 0.8 at 512. The rows are the mean of those that were counted. On CUDA no
+    limit is known.
     """
     y0 = system.problem.y0
     if y0.device.type not in ("cpu", "cuda"):
@@ -72,7 +73,7 @@ def unprofitable(system: InitialValue, mine: Account) -> str | None:
     if y0.device.type == "cpu":
         work, rows = _arithmetic(system), mine.rows / mine.evaluations if mine.evaluations else system.rows
         if work > DENSE and work * rows > LARGE:
-            return 'matrix products take most of its time, which compiling does not shorten; compile="on" does it anyway'
+            return 'matrix products take most of its time, which compiling does not shorten; compile="on" does it'
     return None
 
 
