@@ -31,7 +31,6 @@ from ndeflow.training.table import read_table
 def run(request: Request) -> int:
     """Carry out a request; the exit status."""
     warnings.showwarning = _warn
-    runs.keep_compiled()
     try:
         prepared = resume(request, request.resumed) if request.resumed else prepare(request.config)
         return 0 if prepared is None else train(prepared)
