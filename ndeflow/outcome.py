@@ -21,6 +21,7 @@ from ndeflow.training.table import read_table
 from ndeflow.training.trackers import finish
 
 PLACES = {"plots": "plots", "metrics": "metrics.csv", "checkpoint": "checkpoints/best.ckpt", "results": "results.json"}
+SWITCH = "train/compiled_from_step"
 TITLES = {
     "test/": "on the test split (best weights)",
     "best/": "best validation",
@@ -121,12 +122,13 @@ def pictures(run: Run) -> dict[str, Any]:
 def summary(folder: Path, config: dict[str, Any]) -> str:
     """What a run reached, what that means for its claim, and where everything lies."""
     results = runs.read_json(folder / "results.json")
-    width = max((len(name.partition("/")[2]) for name in results), default=0)
+    shown = {name: value for name, value in results.items() if name != SWITCH}
+    width = max((len(name.partition("/")[2]) for name in shown), default=0)
     lines = []
     for prefix, title in TITLES.items():
-        found = {name.removeprefix(prefix): value for name, value in results.items() if name.startswith(prefix)}
+        found = {name.removeprefix(prefix): value for name, value in shown.items() if name.startswith(prefix)}
         lines += ["", title, *[f"  {name:<{width}}  {value:.4g}" for name, value in found.items()]] if found else []
-        lines += _outside(results) if found and prefix == "train/" else []
+        lines += [*_outside(results), *_switched(results)] if found and prefix == "train/" else []
     lines += _claim(config, results)
     lines += ["", "where", *[f"  {name:<10}  {folder / place}" for name, place in PLACES.items()]]
     return "\n".join([*lines, "", f"to predict with it: python -m ndeflow.sample run={folder}"])
@@ -139,6 +141,11 @@ def _outside(results: dict[str, float]) -> list[str]:
     outside, whole = (1e3 * results[f"train/{name}"] for name in ("seconds_outside", "seconds_per_step"))
     share = f"{outside:.2f} ms ({100 * outside / whole:.1f} %)"
     return [f"  of the {whole:.1f} ms of a step, {share} lie outside forward pass, backward pass and optimizer"]
+
+
+def _switched(results: dict[str, float]) -> list[str]:
+    """From which step on solves were compiled, in words."""
+    return [f"  solves were compiled from step {results[SWITCH]:.0f} on"] if SWITCH in results else []
 
 
 def _claim(config: dict[str, Any], results: dict[str, float]) -> list[str]:

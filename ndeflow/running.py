@@ -126,7 +126,7 @@ def test(run: Run, assembly: Assembly) -> dict[str, float]:
     if not first_process():
         return found
     assembly.table.save()
-    return {**found, **training_cost(run.folder), **references(run)}
+    return {**found, **training_cost(run.folder), **assembly.switching.results(), **references(run)}
 
 
 def training_cost(folder: Path) -> dict[str, float]:

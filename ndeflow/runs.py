@@ -54,6 +54,19 @@ def say(message: object, status: int) -> int:
     return status
 
 
+def keep_compiled() -> None:
+    """Let compiled code lie in the user's cache folder, for later runs too, unless TORCHINDUCTOR_CACHE_DIR is set.
+
+    Where that folder cannot be made, it stays in a temporary one.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    with suppress(OSError, RuntimeError):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ndeflow" / "inductor"
+        cache.mkdir(parents=True, exist_ok=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+
+
 def new_folder(name: str, given: str | None) -> Path:
     """A new folder: `given`, or runs/NAME/DATE_TIME, with -1, -2, ... where another run began in the same second.
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ndeflow.resources import ConfigError, listing
-from ndeflow.runs import MISUSED, say
+from ndeflow.runs import MISUSED, keep_compiled, say
 
 USAGE = """python -m ndeflow.train recipe=NAME [option=value ...]
 python -m ndeflow.train resume=RUN_DIR [option=value ...]
@@ -55,6 +55,7 @@ def command(words: list[str]) -> int:
         return run_all(words)
     from ndeflow import request
 
+    keep_compiled()  # before Lightning is imported, which settles on a temporary folder
     asked = request.read(words)
     from ndeflow.running import run  # torch and all that takes seconds: only for a command that is understood
 

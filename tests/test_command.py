@@ -69,6 +69,15 @@ def ended(process, status=0):
     return out, err
 
 
+def test_compiled_code_is_kept_in_the_cache_folder_of_the_user(folder):
+    code = "import os; from ndeflow import train; train.main(['recipe=pendulum', 'check=true']); "
+    code += "print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    environment = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
+    environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
+    shown = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert shown.stdout.splitlines()[-1] == str(folder / "cache" / "ndeflow" / "inductor")
+
+
 def test_without_a_recipe_all_are_listed(capsys):
     assert train.main([]) == 2
     shown = capsys.readouterr().out

@@ -128,6 +128,9 @@ class OwnField(nn.Module):
     def forward(self, t: Tensor, y: Tensor, *context: Any) -> Any:
         return self.model.field(t, y, *context)
 
+    def _get_name(self) -> str:
+        return f"{type(self.model).__name__}.field"
+
 
 def _probes(problem: Problem) -> int:
     return 0 if problem.probes is None else problem.probes.shape[-1]

@@ -1,57 +1,33 @@
-"""When a solve is compiled: what is kept of every field, and the decision to switch."""
+"""When a solve is compiled: the decision to switch a field, and the programs that are made then."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from ndeflow.numerics import replay
+from ndeflow.numerics.accounts import Account, account
 from ndeflow.numerics.audit import Refusal, inspect
-from ndeflow.numerics.fingerprint import Versions, noted, survey
+from ndeflow.numerics.fingerprint import noted, survey
 from ndeflow.numerics.stepper import Eager, Stepper
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.transforms import transformed
 
 if TYPE_CHECKING:
-    from ndeflow.numerics.engine import Engine, Entry
+    from ndeflow.numerics.engine import Engine
 
 VERSIONS = 8  # of one field's plain attributes: after so many, they are taken to change from solve to solve
+DENSE, LARGE = 1e5, 2e7  # floating-point operations for each row and in all beyond which "auto" compiles for no CPU
 
 _log = logging.getLogger("ndeflow")
-
-
-@dataclass
-class Account:
-    """What a field has cost in solves that record gradients, and what was compiled for it.
-
-    evaluations: so far, until it is switched: compiled from now on. versions: of its plain attributes. said: refusals
-    that were reported.
-    """
-
-    evaluations: int = 0
-    switched: bool = False
-    entries: dict[Hashable, Entry] = field(default_factory=dict)
-    versions: Versions = field(default_factory=Versions)
-    said: set[str] = field(default_factory=set)
-
-
-_accounts: WeakKeyDictionary[nn.Module, Account] = WeakKeyDictionary()
-
-
-def account(module: nn.Module) -> Account:
-    """The account of a field, opened at the first call."""
-    found = _accounts.get(module)
-    if found is None:
-        found = _accounts[module] = Account()
-    return found
 
 
 def stepper_for(solver: Any, system: InitialValue, recording: bool) -> Stepper:
@@ -74,7 +50,39 @@ def stepper_for(solver: Any, system: InitialValue, recording: bool) -> Stepper:
     if isinstance(engine, str):
         _refused(solver, module, engine, mine)
         return eager
+    mine.compiled |= recording
     return engine
+
+
+def unprofitable(system: InitialValue, mine: Account) -> str | None:
+    """Why compiled steps would be no faster than others, judged without a clock, so that all runs agree; None: faster.
+
+    Compiling saves what is spent between matrix products, but steps are then taken again for gradients: three parts of
+    arithmetic instead of two. It loses where products are most of an evaluation: rows of many operations (wide layers),
+    and many of them. Times of a step of `Direct` over compiled ones, networks d-w-w-d, one thread, float32: w 64 and
+    128, 2.9 to 1.1 at 8 to 32768 rows; w 256 (2e5 operations a row), 1.4 at 8 rows, 1.3 at 32, 0.9 from 128 on; w 512,
+    1.2 at 8 rows, 1.0 at 32, 0.9 at 128, 0.8 at 512. The rows are the mean of those that were counted. On CUDA no
+    limit is known.
+    """
+    y0 = system.problem.y0
+    if y0.device.type not in ("cpu", "cuda"):
+        return f'that it would be faster on {y0.device.type} is not known; try compile="on"'
+    if y0.dtype not in (torch.float32, torch.float64):
+        return f'in {y0.dtype} compiled steps round differently; solve in float32, or choose compile="on"'
+    if y0.device.type == "cpu":
+        work, rows = _arithmetic(system), mine.rows / mine.evaluations if mine.evaluations else system.rows
+        if work > DENSE and work * rows > LARGE:
+            return 'matrix products take most of its time, which compiling does not shorten; compile="on" does it'
+    return None
+
+
+def _arithmetic(system: InitialValue) -> float:
+    """Floating-point operations of matrix products and convolutions in an evaluation, for each row."""
+    from torch.utils.flop_counter import FlopCounterMode  # here, for it is not needed otherwise
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        system.with_conditions(system.conditions()).open()
+    return counter.get_total_flops() / system.rows
 
 
 @cache
@@ -88,17 +96,21 @@ def _engine(solver: Any, system: InitialValue, mine: Account, recording: bool) -
     """The engine of a solve, or why there is none."""
     from ndeflow.numerics.engine import Engine, Entry  # here, for importing the compiler takes half a second
 
-    module = system.problem.field
-    modules = [module, *(integrand for integrand, _ in system.integrands)]
+    missing = _compiler() if system.problem.y0.device.type == "cpu" else None
+    if missing is not None:
+        return missing
+    modules = [system.problem.field, *(integrand for integrand, _ in system.integrands)]
     now = survey(modules, mine.versions.reads)
     version = mine.versions.number(now)
     if version >= VERSIONS:
         return f"{mine.versions.changing()} changes from solve to solve; pass it as context"
-    key = (version, solver.method, solver.batching, *_setting(system))
+    key = (version, solver.compile, solver.method, solver.batching, *_setting(system))
     if key not in mine.entries:
-        mine.entries[key] = Entry.of(system, now.tensors, mine.versions.reads)
+        with _aside(modules, system.problem.y0.device):
+            entry = mine.entries[key] = Entry.of(system, now.tensors, mine.versions.reads)
+            entry.refusal = unprofitable(system, mine) if solver.compile == "auto" else None
     engine = Engine(solver, system, mine.entries[key], modules, now.tensors)
-    _prepare(engine, mine.versions, version, recording)
+    _prepare(engine, mine, version, recording)
     return engine if engine.entry.refusal is None else engine.entry.refusal
 
 
@@ -118,7 +130,7 @@ def _obstacle(system: InitialValue) -> str | None:
         return "its state is complex; use view_as_real"
     if transformed():
         return "it is under a torch.func transform"
-    return _compiler() if y0.device.type == "cpu" else None
+    return None
 
 
 def _setting(system: InitialValue) -> tuple[Hashable, ...]:
@@ -130,27 +142,66 @@ def _setting(system: InitialValue) -> tuple[Hashable, ...]:
     return y0.dtype, y0.device, y0.shape[1:], edges.dim(), system.dense, conditions, modules, ambient, threads
 
 
-def _prepare(engine: Engine, versions: Versions, version: int, recording: bool) -> None:
+def _prepare(engine: Engine, mine: Account, version: int, recording: bool) -> None:
     """Make the programs that this solve needs, or note why they cannot be made."""
     entry = engine.entry
-    for backward in (False, True)[: 1 + recording]:
-        if entry.refusal is None and backward not in entry.prepared:
-            entry.prepared.add(backward)
-            before = survey(engine.modules)
-            try:
-                with noted(versions.reads):
-                    inspect(engine.modules)
+    passes = [backward for backward in (False, True)[: 1 + recording] if backward not in entry.prepared]
+    if entry.refusal is not None or not passes:
+        return
+    entry.prepared.update(passes)
+    before = survey(engine.modules)
+    with _announced(engine, mine, passes), _aside(engine.modules, engine.system.problem.y0.device):
+        try:
+            with noted(mine.versions.reads):
+                inspect(engine.modules)
+            for backward in passes:
                 engine.prepare(backward)
-            except Refusal as refusal:
-                entry.refusal = str(refusal)
-            versions.settle(version, before, survey(engine.modules))
+        except Refusal as refusal:
+            entry.refusal = str(refusal)
+    mine.versions.settle(version, before, survey(engine.modules))
+
+
+@contextmanager
+def _announced(engine: Engine, mine: Account, passes: Sequence[bool]) -> Iterator[None]:
+    """Say what is compiled inside, where that is new for the field, and how long it took.
+
+    As warnings: what is less is not shown where a program has not set up logging, and nobody waits in the dark.
+    """
+    from ndeflow.numerics.compiled import kept_in  # imported by now
+
+    name, start = _name(engine.modules[0]), time.perf_counter()
+    new = any([mine.first(f"compiling {backward}") for backward in passes])
+    if new:
+        _log.warning("%s is being compiled: about half a minute once, then kept in %s", name, kept_in())
+    yield
+    seconds = time.perf_counter() - start
+    mine.seconds += seconds
+    if new and engine.entry.refusal is None:
+        _log.warning("%s was compiled in %.0f seconds", name, seconds)
+
+
+@contextmanager
+def _aside(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Inside, evaluations change neither random numbers nor buffers: a run that compiles again goes on as the first."""
+    parts = {id(part): part for module in modules for part in module.modules()}.values()
+    kept = [(part, dict(part._buffers)) for part in parts]
+    for part, buffers in kept:
+        part._buffers.update({k: x.clone() for k, x in buffers.items() if x is not None and not x.requires_grad})
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for part, buffers in kept:
+            part._buffers.update(buffers)
 
 
 def _refused(solver: Any, module: Any, reason: str, mine: Account | None) -> None:
     """Raise where compilation was demanded; else say the reason, once for each field."""
-    name = type(module).__name__
     if solver.compile == "on":
-        raise ValueError(f'expected a field that can be compiled, got {name}: {reason}, or use compile="off"')
-    if mine is not None and reason not in mine.said:
-        mine.said.add(reason)
-        _log.warning("%s is not compiled: %s", name, reason)
+        raise ValueError(f'expected a field that can be compiled, got {_name(module)}: {reason}, or use compile="off"')
+    if mine is not None and mine.first(reason):
+        _log.warning("%s is not compiled: %s", _name(module), reason)
+
+
+def _name(field: Any) -> str:
+    return field._get_name() if isinstance(field, nn.Module) else type(field).__name__

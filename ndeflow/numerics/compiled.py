@@ -111,3 +111,10 @@ def lower(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequ
     keep_freed_memory()
     with config.patch(cpp_wrapper=True):
         return standalone_compile(graph, list(inputs), dynamic_shapes="from_graph")
+
+
+def kept_in() -> str:
+    """The folder of compiled code: TORCHINDUCTOR_CACHE_DIR, by default a temporary one."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()

@@ -62,6 +62,9 @@ class Controlled(nn.Module):
         shape = (y.shape[0], *[1] * (y.dim() - 2), slope.shape[-1], 1)
         return (self.field(t, y) @ slope.reshape(shape)).squeeze(-1)
 
+    def _get_name(self) -> str:
+        return f"Controlled({self.field._get_name()})"
+
 
 def ByValue(field: nn.Module) -> nn.Module:
     """A field that sees the value of the control path: dy/dt = field(t, y, X(t)), X(t) (B, C).
@@ -82,6 +85,9 @@ class ODEByValue(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor, context: Any = None) -> Any:
         return self.field(t, y, required_path(context).value(t))
+
+    def _get_name(self) -> str:
+        return f"ByValue({self.field._get_name()})"
 
 
 @final

@@ -44,7 +44,8 @@ class Stepper(ABC):
 class Meter(Protocol):
     """Something that adds up evaluations."""
 
-    evaluations: int
+    def count(self, evaluations: int, rows: int) -> None:
+        """Add evaluations of a batch of so many rows."""
 
 
 @final
@@ -78,4 +79,4 @@ class Eager(Stepper):
 
     def close(self) -> None:
         if self.meter is not None:
-            self.meter.evaluations += self.system.calls
+            self.meter.count(self.system.calls, self.system.rows)

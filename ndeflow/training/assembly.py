@@ -19,6 +19,7 @@ from ndeflow.training.randomness import Reseed
 from ndeflow.training.recording import MeterLogging
 from ndeflow.training.saver import AtomicIO, Saver, best_checkpoint
 from ndeflow.training.silence import silence
+from ndeflow.training.switching import Switching
 from ndeflow.training.table import TableLogger
 
 
@@ -45,6 +46,7 @@ class Assembly:
 
     trainer: pl.Trainer
     recording: MeterLogging
+    switching: Switching
     best: ModelCheckpoint
     table: TableLogger
 
@@ -76,10 +78,11 @@ def assemble(
     silence()
     checkpoints = folder / "checkpoints"
     recording = MeterLogging(settings.log_every)
+    switching = Switching(recording.watch)
     saver = Saver(checkpoints, settings.save_every)
     best = best_checkpoint(checkpoints, settings.monitor, settings.monitor_mode)
     table = TableLogger(folder / "metrics.csv")
-    callbacks: list[Callback] = [Reseed(settings.seed), recording, saver, Interrupt(saver)]
+    callbacks: list[Callback] = [Reseed(settings.seed), switching, recording, saver, Interrupt(saver)]
     callbacks.append(ProgressBar(recording, settings.monitor, quiet=settings.quiet))
     if settings.patience is not None:
         callbacks.append(
@@ -102,4 +105,4 @@ def assemble(
         inference_mode=False,
         **{"profiler": Unprofiled(), **options},
     )
-    return Assembly(trainer, recording, best, table)
+    return Assembly(trainer, recording, switching, best, table)

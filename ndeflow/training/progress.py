@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import sys
@@ -43,6 +44,7 @@ class ProgressBar(callbacks.ProgressBar):
         self._total = math.inf
         self._start, self._due, self._first_step = 0.0, 0.0, 0
         self._open = False  # is the cursor at the end of an unfinished line?
+        self._remarks = _Remarks(self)
 
     def disable(self) -> None:
         self.quiet = True
@@ -55,6 +57,7 @@ class ProgressBar(callbacks.ProgressBar):
         print(*args, file=self.stream)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        logging.getLogger("ndeflow").addHandler(self._remarks)
         self._total = trainer.estimated_stepping_batches
         self._start, self._first_step = time.perf_counter(), trainer.global_step
         self._due = self._start + (0.0 if self.terminal else FIRST)
@@ -80,10 +83,10 @@ class ProgressBar(callbacks.ProgressBar):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._show(self._parts(trainer, pl_module))
-        self._close()
+        self._end()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._close()
+        self._end()
 
     def _show(self, parts: list[str]) -> None:
         self._due = self._next(time.perf_counter())
@@ -103,6 +106,10 @@ class ProgressBar(callbacks.ProgressBar):
         while due <= now:
             due += min(due - self._start, LONGEST)
         return due
+
+    def _end(self) -> None:
+        logging.getLogger("ndeflow").removeHandler(self._remarks)
+        self._close()
 
     def _close(self) -> None:
         if self._open:
@@ -125,6 +132,19 @@ class ProgressBar(callbacks.ProgressBar):
         if left <= 0:
             return f"in {clock(seconds)}"
         return f"{clock(left)} left" if left < math.inf else f"{clock(seconds)} so far"
+
+
+@final
+class _Remarks(logging.Handler):
+    """What the package logs while it trains, as lines of their own."""
+
+    def __init__(self, bar: ProgressBar) -> None:
+        super().__init__()
+        self.bar = bar
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.bar.quiet:
+            self.bar.print(f"ndeflow: {record.getMessage()}")
 
 
 def fitted(parts: list[str], width: int) -> str:

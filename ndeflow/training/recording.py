@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, cast, final
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch.optim import Optimizer
 
 from ndeflow.training.checkpoints import KEY
 from ndeflow.training.meter import Meter, Metered
+from ndeflow.training.ranks import of_all, of_mine
 from ndeflow.training.stopwatch import Stopwatch
 
 
@@ -74,19 +74,14 @@ class MeterLogging(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        state: Any = meter_of(pl_module).state_dict()
-        states: list[Any] = [state]
-        if trainer.world_size > 1:
-            states = [None] * trainer.world_size
-            torch.distributed.all_gather_object(states, state)
-        checkpoint.setdefault(KEY, {})["meters"] = states
+        checkpoint.setdefault(KEY, {})["meters"] = of_all(trainer, meter_of(pl_module).state_dict())
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        states = checkpoint.get(KEY, {}).get("meters", ())
-        if trainer.global_rank < len(states):
-            meter_of(pl_module).load_state_dict(states[trainer.global_rank])
+        state = of_mine(trainer, checkpoint.get(KEY, {}).get("meters", ()))
+        if state is not None:
+            meter_of(pl_module).load_state_dict(state)
 
     def _flush(self, trainer: pl.Trainer, meter: Meter) -> None:
         def reduce(values: Tensor, how: str) -> Tensor:

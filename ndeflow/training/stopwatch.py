@@ -44,6 +44,11 @@ class Stopwatch:
         """Forget the time since the last pause."""
         self._mark = time.perf_counter()
 
+    def leave_out(self, seconds: float) -> None:
+        """Seconds inside the step in work that are not to count."""
+        self._seconds -= seconds
+        self._inside -= seconds
+
     def lap(self) -> tuple[float, float]:
         """Seconds a step since the last lap, and the share of them outside optimizer steps; then start anew."""
         seconds, inside, steps = self._seconds, self._inside, max(self.steps, 1)

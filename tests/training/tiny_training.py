@@ -26,6 +26,7 @@ from ndeflow.training.recording import MeterLogging
 from ndeflow.training.saver import AtomicIO, Saver, best_checkpoint
 from ndeflow.training.signals import Interrupted, raise_on_signals
 from ndeflow.training.silence import silence
+from ndeflow.training.switching import Switching
 from ndeflow.training.table import TIME, TableLogger, read_table
 
 ROWS, SIZE = 40, 4  # ten batches an epoch
@@ -100,7 +101,8 @@ def make_trainer(
     """The callbacks in the order in which a run has them."""
     silence()
     saver = Saver(run_dir / "checkpoints", every_seconds)
-    callbacks: list[Callback] = [Reseed(0), MeterLogging(every=7), saver, Interrupt(saver)]
+    recording = MeterLogging(every=7)
+    callbacks: list[Callback] = [Reseed(0), Switching(recording.watch), recording, saver, Interrupt(saver)]
     stopping = EarlyStopping("val/loss", patience=3, check_on_train_epoch_end=False)
     defaults: dict[str, Any] = dict(
         max_epochs=epochs,
@@ -118,9 +120,9 @@ def make_trainer(
     return pl.Trainer(**{**defaults, **settings})
 
 
-def fit(trainer: pl.Trainer, run_dir: Path, pause: float = 0.0) -> TinyTask:
-    """Train to the end, from last.ckpt if there is one."""
-    task, last = make_task(pause), run_dir / "checkpoints" / "last.ckpt"
+def fit(trainer: pl.Trainer, run_dir: Path, pause: float = 0.0, task: TinyTask | None = None) -> TinyTask:
+    """Train to the end, from last.ckpt if there is one; by default the tiny task."""
+    task, last = task or make_task(pause), run_dir / "checkpoints" / "last.ckpt"
     torch.manual_seed(time.time_ns() % 2**32)  # a resumed run must not depend on the state it starts in
     valid = [torch.linspace(-1, 1, 8)[:, None]]
     trainer.fit(task, TinyLoader(trainer), Valid(valid), ckpt_path=last if last.exists() else None)

@@ -1,0 +1,69 @@
+"""What is kept of every field beside the field itself: its cost so far, and what was compiled for it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from ndeflow.numerics.fingerprint import Versions
+
+if TYPE_CHECKING:
+    from ndeflow.numerics.engine import Entry
+
+
+@dataclass
+class Account:
+    """What a field has cost in solves that record gradients, and what was compiled for it.
+
+    evaluations: so far, until it is switched: compiled from now on where it can be. rows: of all these evaluations
+    together. compiled: whether a solve that records gradients was. seconds: spent compiling. versions: of its plain
+    attributes. said: what was reported.
+    """
+
+    evaluations: int = 0
+    rows: int = 0
+    switched: bool = False
+    compiled: bool = False
+    seconds: float = 0.0
+    entries: dict[Hashable, Entry] = field(default_factory=dict)
+    versions: Versions = field(default_factory=Versions)
+    said: set[str] = field(default_factory=set)
+
+    def count(self, evaluations: int, rows: int) -> None:
+        """Add evaluations of a batch of so many rows."""
+        self.evaluations += evaluations
+        self.rows += evaluations * rows
+
+    def first(self, remark: str) -> bool:
+        """Whether this was not said before; from now on it was."""
+        new = remark not in self.said
+        self.said.add(remark)
+        return new
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides when the field is switched, as plain values."""
+        return {"evaluations": self.evaluations, "rows": self.rows, "switched": self.switched}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what another process has counted; what was compiled here stays."""
+        self.evaluations, self.rows, self.switched = (state[name] for name in ("evaluations", "rows", "switched"))
+
+
+_accounts: WeakKeyDictionary[nn.Module, Account] = WeakKeyDictionary()
+
+
+def account(module: nn.Module) -> Account:
+    """The account of a field, opened at the first call."""
+    found = _accounts.get(module)
+    if found is None:
+        found = _accounts[module] = Account()
+    return found
+
+
+def known(module: nn.Module) -> Account | None:
+    """The account of a module that has been solved; None: it has not."""
+    return _accounts.get(module)
