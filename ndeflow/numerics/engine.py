@@ -108,7 +108,7 @@ class Engine(Stepper):
             half = leg.start.new_full((leg.rows,), 0.5)
             t, h = leg.moment(half, half) if self.solver.apart else leg.moment(0.0, 0.5)
             if backward:
-                totals = [torch.zeros_like(x) for x in self.wanted(leg)]
+                totals = [x.new_zeros(x.shape) for x in self.wanted(leg)]
                 self.pull(leg, (t, h, z, z), (None,) * 5, totals)
                 self.pull_slope(leg, t, z, z, totals)
             else:

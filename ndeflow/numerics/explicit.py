@@ -71,8 +71,8 @@ class RungeKutta(Marching):
     def __post_init__(self) -> None:
         if self.method not in PAIRS:
             raise ValueError(f"expected method {', '.join(PAIRS)}, got {self.method!r}")
-        if self.rtol < 0 or self.atol <= 0:
-            raise ValueError(f"expected rtol >= 0 and atol > 0, got rtol {self.rtol}, atol {self.atol}")
+        if not (0 <= self.rtol < math.inf and 0 < self.atol < math.inf):
+            raise ValueError(f"expected finite rtol >= 0 and atol > 0, got rtol {self.rtol}, atol {self.atol}")
         if self.compile not in COMPILE:
             raise ValueError(f"expected compile {', '.join(COMPILE)}, got {self.compile!r}")
         if self.max_steps < 1:

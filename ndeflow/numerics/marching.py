@@ -121,13 +121,14 @@ class FixedMarching(Marching):
                 trace.accept(node, step)
                 z, carry = step.y, step.carry
         trace.nfe = system.calls
-        if not bool(z.isfinite().all()):
+        if trace.steps and not bool(z.isfinite().all()):
             raise self._failure(system, trace)
         return trace
 
     def _failure(self, system: System, trace: Trace) -> SolveError:
         n = next(i for i, step in enumerate(trace.steps) if not bool(step.y.isfinite().all()))
-        node, bad = trace.nodes[n], trace.steps[n].y.isfinite().flatten(1).all(dim=1).logical_not()
+        node, end = trace.nodes[n], trace.steps[n].y
+        bad = end.isfinite().reshape(len(end), -1).all(dim=1).logical_not()
         row = int(bad.int().argmax())
         t, h = system.at(node.segment).row_moment(node.theta, node.dtheta, row)
         return SolveError(

@@ -65,8 +65,10 @@ class InsidePlan(Plan):
 
     def read(self, stacks: Sequence[Tensor]) -> Tensor:
         (stack,) = stacks
-        weights = torch.tensor(self.weights, device=stack.device).to(stack.dtype)
-        return (weights @ stack.flatten(1)).unflatten(1, stack.shape[1:]).transpose(0, 1)
+        kind = stack.dtype if stack.device.type == "mps" else torch.promote_types(stack.dtype, torch.float64)
+        weights = torch.tensor(self.weights, dtype=kind, device=stack.device)
+        found = weights @ stack.flatten(1).to(kind)  # wide: neither autocast nor TF32 may round states
+        return found.to(stack.dtype).unflatten(1, stack.shape[1:]).transpose(0, 1)
 
     def cotangents(self, stacks: Sequence[Tensor | None]) -> Iterator[tuple[str, int, Tensor]]:
         if stacks[0] is not None:
@@ -86,7 +88,7 @@ def numbered_plan(system: InitialValue, trace: Trace) -> EndsPlan | InsidePlan:
     step = np.searchsorted(trace.ends(), key).clip(max=len(nodes) - 1)
     starts = np.array([(n.segment, n.theta, n.dtheta) for n in nodes])
     own, begin, size = starts[step].T
-    s = (theta + (segment - own) - begin) / size
+    s = ((theta + (segment - own) - begin) / size).clip(min=0)  # no row moves before the first step
     if trace.steps[0].mid is None:
         return _inside(step, "zy", [1 - s, s])
     h = np.diff(np.array(system.segments.numbers))[own.astype(int)] * size

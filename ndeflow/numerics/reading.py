@@ -140,7 +140,7 @@ def shared_plan(system: InitialValue, trace: Trace) -> SharedPlan:
         return SharedPlan(index, theta, theta, 1, needed.tolist())
     starts = theta.new_tensor([(n.segment + n.theta, n.dtheta) for n in trace.nodes])
     begin, size = starts[step].unbind(-1)
-    s = (theta - (begin - segment)) / size
+    s = ((theta - (begin - segment)) / size).clamp(min=0)  # no row moves before the first step
     needed, index = step.unique(return_inverse=True)
     needed = needed.tolist()
     if trace.steps[0].mid is None:

@@ -132,8 +132,8 @@ class CompiledReverse(Reverse):
                 self.leg = self.tape.leg(self.system, node)
                 self.own = [x for x in self.leg.conditions() if x.requires_grad]
             wanted = self.engine.wanted(self.leg)
-            self.modules = self.modules or [torch.zeros_like(x) for x in wanted[: self.count]]
-            self.leaves = [torch.zeros_like(x) for x in wanted[self.count :]]
+            zeros = [x.new_zeros(x.shape) for x in wanted]  # contiguous, whatever x is
+            self.modules, self.leaves = self.modules or zeros[: self.count], zeros[self.count :]
         return self.leg
 
     def _pull(

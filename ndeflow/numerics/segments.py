@@ -100,9 +100,9 @@ class Segments:
         theta = torch.where(still, 0.0, (times - start) / torch.where(still, 1.0, end - start))
         value = theta.detach()
         inside = ((value > 0) & (value < 1)).any()
-        outside = (value < -SLACK) | (value > 1 + SLACK) | (still & (times.detach() != start.detach()))
-        inside, outside = torch.stack([inside, outside.any()]).tolist()
-        if outside:
+        within = (value >= -SLACK) & (value <= 1 + SLACK) & (~still | (times.detach() == start.detach()))
+        inside, within = torch.stack([inside, within.all()]).tolist()
+        if not within:
             raise ValueError(OUTSIDE)
         return Places(segment, theta, inside)
 
@@ -165,7 +165,7 @@ def _spots(numbers: tuple[float, ...], clock: tuple[float, ...]) -> Spots:
     start, end = edges[segment], edges[segment + 1]
     still = start == end
     theta = np.where(still, 0.0, (times - start) / np.where(still, 1.0, end - start))
-    if ((theta < -SLACK) | (theta > 1 + SLACK) | (still & (times != start))).any():
+    if not ((theta >= -SLACK) & (theta <= 1 + SLACK) & (~still | (times == start))).all():
         raise ValueError(OUTSIDE)
     interior = bool(((theta > 0) & (theta < 1)).any())
     return Spots(segment, theta, interior, (segment + theta).astype(int).tolist())
@@ -174,6 +174,8 @@ def _spots(numbers: tuple[float, ...], clock: tuple[float, ...]) -> Spots:
 def _pieces(first: Tensor, last: Tensor, knots: Tensor) -> Segments:
     """The pieces of a path with knots (K,) or (B, K), crossed from `first` to `last`: 0-dim or (B,)."""
     inner = knots.movedim(-1, 0)[1:-1]
+    if first.dim() > inner.dim() - 1:  # rows with their own times on knots that they share
+        inner = inner.unsqueeze(1)
     low, high = torch.minimum(first, last), torch.maximum(first, last)
     inner = torch.where(inner <= low, low, torch.where(inner >= high, high, inner))
     order = list(range(len(inner) + 1))

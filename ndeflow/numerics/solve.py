@@ -87,6 +87,7 @@ def pose(
 
 
 def _check_state(y0: Tensor) -> None:
+    _check_tensor("y0", y0)
     if not (y0.is_floating_point() or y0.is_complex()):
         raise ValueError(f"expected a floating-point y0, got {y0.dtype}; call y0.float()")
     if y0.dim() == 0 or y0.numel() == 0:
@@ -95,7 +96,13 @@ def _check_state(y0: Tensor) -> None:
         )
 
 
+def _check_tensor(name: str, x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"expected {name} as a tensor, got {type(x).__name__}; give torch.as_tensor({name})")
+
+
 def _check_times(ts: Tensor, y0: Tensor) -> None:
+    _check_tensor("ts", ts)
     if not ts.is_floating_point():
         raise ValueError(f"expected floating-point ts, got {ts.dtype}; call ts.float()")
     if ts.device != y0.device:

@@ -226,13 +226,14 @@ class InitialValue(System):
         t = leg.start.to(y0.dtype.to_real())
         given = [y0, t, *leg.conditions()]
         before = versions(given)
-        dy, dq = leg._rates(t, y0)
+        evaluated = leg._evaluated(t, y0)
         if versions(given) != before:
             raise ValueError(
                 "expected a field that leaves its arguments as they are, got one that writes into them; "
                 "write into a copy, such as y.clone()"
             )
-        self._check(dy, dq)
+        self._check(*evaluated)
+        dy, dq = self._beside(y0, *evaluated)
         self.columns = 0 if dq is None else dq.shape[1]
         zeros = y0.new_zeros(self.rows, self.columns)
         return self.join(y0, zeros), self.join(dy, dq)
@@ -251,7 +252,7 @@ class InitialValue(System):
 
     def state(self, z: Tensor) -> Tensor:
         """The state (B, *state) within a packed tensor (..., B, D + K)."""
-        return z[..., : self.width].unflatten(-1, self.shape) if self.columns else z
+        return z[..., : self.width].reshape(*z.shape[:-1], *self.shape) if self.columns else z
 
     def integrals(self, z: Tensor) -> Tensor:
         """The integrals (..., K) within a packed tensor."""
@@ -261,20 +262,29 @@ class InitialValue(System):
         """Pack a state, or its rate of change, beside integrals (B, K); None: zeros."""
         if self.columns == 0:
             return y
-        return torch.cat([y.flatten(1), y.new_zeros(self.rows, self.columns) if q is None else q], dim=1)
+        q = y.new_zeros(self.rows, self.columns) if q is None else q
+        return torch.cat([y.reshape(self.rows, self.width), q], dim=1)
 
     def _rates(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._beside(y, *self._evaluated(t, y))
+
+    def _evaluated(self, t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """dy/dt, and the integrals' rates: (B, K) that a field gives itself, then (B,) of each integrand."""
         self._calls[0] += 1
-        dy = self.rhs(t, y, *self._arguments())
-        rates = []
+        dy, rates = self.rhs(t, y, *self._arguments()), []
         if isinstance(dy, tuple):
-            dy, own = dy
-            rates.append(own)
+            dy, *rates = dy
         for module, own in self.integrands:
-            rates.append(module(self.problem.field, t, y, dy, self.context, own).unsqueeze(1))
+            rates.append(module(self.problem.field, t, y, dy, self.context, own))
+        return dy, rates
+
+    def _beside(self, y: Tensor, dy: Tensor, rates: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """dy/dt as y is, and all integrals' rates (B, K) in one tensor; None: there are none."""
         if dy.dtype != y.dtype:
             dy = dy.to(y.dtype)
-        return dy, torch.cat(rates, dim=1).to(y.dtype) if rates else None
+        if not rates:
+            return dy, None
+        return dy, torch.cat([q.reshape(self.rows, -1) for q in rates], dim=1).to(y.dtype)
 
     def _arguments(self) -> tuple[Any, ...]:
         return () if self.context is None else (self.context,)
@@ -286,18 +296,27 @@ class InitialValue(System):
     def column(self, x: Tensor) -> Tensor:
         return _column(x, 2 if self.columns else 1 + len(self.shape))
 
-    def _check(self, dy: Tensor, dq: Tensor | None) -> None:
-        if dy.shape != self.problem.y0.shape:
+    def _check(self, dy: Any, rates: list[Any]) -> None:
+        y0, kinds = self.problem.y0, [type(x).__name__ for x in (dy, *rates)]
+        if not all(isinstance(x, Tensor) for x in (dy, *rates)):
             raise ValueError(
-                f"expected the field to return the shape of the state {tuple(self.problem.y0.shape)}, "
+                f"expected tensors from the field and the integrands, got {', '.join(kinds)}; return dy/dt, or (dy, dq)"
+            )
+        if dy.shape != y0.shape:
+            raise ValueError(
+                f"expected the field to return the shape of the state {tuple(y0.shape)}, "
                 f"got {tuple(dy.shape)}; return dy/dt for each element of y"
             )
-        if dq is not None and (dq.dim() != 2 or len(dq) != self.rows):
+        if dy.is_complex() and not y0.is_complex():
+            raise ValueError("expected a real rate of a real state, got a complex one; make y0 complex")
+        dims = [2] * (len(rates) - len(self.integrands)) + [1] * len(self.integrands)
+        if dims.count(2) > 1 or any(q.dim() != n or len(q) != self.rows for q, n in zip(rates, dims, strict=True)):
             raise ValueError(
-                f"expected integrals' rates of shape ({self.rows}, K), got {tuple(dq.shape)}; "
-                "return (dy, dq) with dq (B, K) from a field, (B,) from an integrand"
+                f"expected integrals' rates ({self.rows}, K) from a field and ({self.rows},) from an integrand, got "
+                f"{', '.join(str(tuple(q.shape)) for q in rates)}; return (dy, dq) with dq (B, K) from a field, "
+                "(B,) from an integrand"
             )
-        if dq is not None and dy.is_complex():
+        if rates and y0.is_complex():
             raise ValueError("expected a real state beside integrals, got a complex one; use view_as_real")
 
 

@@ -12,6 +12,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics import explicit
 from ndeflow.numerics.controllers import PI
 from ndeflow.numerics.explicit import RungeKutta
+from ndeflow.numerics.paths import Hermite
 from ndeflow.numerics.solution import SolveError
 from ndeflow.numerics.solve import solve
 from tests.problems import FORCED, LOGISTIC, PROBLEMS, Net, apart, order, start
@@ -299,6 +300,8 @@ def test_the_step_limit_is_named():
         ({"method": "rk4"}, "heun, bosh3, dopri5, tsit5"),
         ({"rtol": -1.0}, "rtol >= 0 and atol > 0"),
         ({"atol": 0.0}, "rtol >= 0 and atol > 0"),
+        ({"rtol": math.nan}, "finite rtol >= 0 and atol > 0"),
+        ({"atol": math.inf}, "finite rtol >= 0 and atol > 0"),
         ({"max_steps": 0}, "max_steps of at least 1"),
     ],
 )
@@ -312,3 +315,35 @@ def test_tolerance_below_rounding_is_refused():
     with pytest.raises(ValueError, match="solve in float64"):
         solve(ones, start(dtype=torch.float32), torch.tensor([0.0, 1.0]), solver=solver)
     assert solve(ones, start(), times(0.0, 1.0), solver=solver).stats.status.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("batching", ["shared", "per_sample"])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_solve_may_begin_where_a_path_has_long_begun(batching, own):
+    """Pieces before the first time are empty; nothing is read from them."""
+    knots = times(0.0, 0.2, 0.5, 1.0, 2.0)
+    path = Hermite.through(knots, torch.stack([knots, knots.square()], dim=1).expand(2, -1, -1))
+    ts = times(0.6, 0.6, 0.8, 1.5)
+    solver = RungeKutta("dopri5", 1e-8, 1e-8, batching=batching)
+    ys = solve(
+        lambda t, y, path: path.derivative(t)[..., :1] - y,
+        torch.zeros(2, 1, dtype=torch.float64),
+        ts.expand(2, -1) if own else ts,
+        solver=solver,
+        context=path,
+    ).ys
+    assert (ys[:, :2] == 0).all() and apart(ys[..., 0], (1 - torch.exp(0.6 - ts)).expand(2, -1)) < 1e-6
+
+
+def test_autocast_does_not_round_what_is_read():
+    y0 = torch.full((3, 2), 1.2345)
+    with torch.autocast("cpu", torch.bfloat16):
+        ys = solve(lambda t, y: -y, y0, torch.linspace(0, 1, 4), solver=RungeKutta(compile="off")).ys
+    assert ys.dtype == y0.dtype and torch.equal(ys[:, 0], y0)
+
+
+@pytest.mark.parametrize("ts", [times(0.0, 1.0), times(0.0, 1.0).expand(3, -1)], ids=["shared", "rows"])
+def test_probes_that_are_not_numbers_are_refused(ts):
+    problem = Problem(FORCED.field, FORCED.y0, ts).with_probes(torch.full_like(ts[..., :1], torch.nan))
+    with pytest.raises(ValueError, match="probes within the span"):
+        RungeKutta().integrate(problem)

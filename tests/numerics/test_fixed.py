@@ -110,3 +110,16 @@ def test_a_non_finite_state_is_named():
 def test_senseless_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         FixedRungeKutta(**settings)
+
+
+def test_a_state_that_is_not_asked_to_move_is_given_back():
+    y0 = torch.tensor([[torch.nan], [1.0]])
+    ys = solve(lambda t, y: -y, y0, torch.zeros(1), solver=FixedRungeKutta()).ys
+    assert torch.equal(ys[1], y0[1:]) and ys[0].isnan().all()
+
+
+def test_probes_behind_a_repeated_first_time():
+    y0, ts = torch.ones(2, 1, dtype=torch.float64), torch.tensor([0.0, 0.0, 0.5], dtype=torch.float64)
+    problem = Problem(lambda t, y: -y, y0, ts).with_probes(ts[2:] / 2)
+    ys = FixedRungeKutta("rk4", 10).integrate(problem).ys[0, :, 0]
+    assert torch.allclose(ys, torch.exp(-torch.cat([ts, ts[2:] / 2])), rtol=1e-6)
