@@ -92,9 +92,8 @@ def test_what_cannot_be_traced(make, cure, caplog, capfd):
         if solver is AUTO:
             solve(field, y0, TS, solver=solver)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
-    said = [record for record in caplog.records if record.name == "ndeflow"]
-    assert [record.levelname for record in said] == ["WARNING"] * 2
-    assert "Small is not compiled: " in said[0].getMessage() and not capfd.readouterr().err
+    said = [message for message in caplog.messages if message.startswith("Small is not compiled: ")]
+    assert len(said) == 2 and not capfd.readouterr().err
 
 
 def test_layers_that_write_in_training_mode():

@@ -54,7 +54,7 @@ def cells() -> Iterator[Any]:
     yield "FixedRungeKutta", lambda: FixedRungeKutta("rk4", 40)
     yield "Stochastic", lambda: Stochastic("euler", 4)
     yield "TorchDiffEq", lambda: TorchDiffEq(rtol=1e-7, atol=1e-7)
-    yield "TorchSDE", lambda: TorchSDE("euler", 4)
+    yield "TorchSDE", lambda: TorchSDE("euler", 32)
 
 
 CELLS = dict(cells())

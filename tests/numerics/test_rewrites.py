@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ndeflow.numerics.rewrites import FUNCTIONS, PRODUCTS, SMALL, Rewriter, rational_tanh
+from ndeflow.numerics.rewrites import FORWARD, FUNCTIONS, SMALL, Rewriter, rational_tanh
 from tests.problems import apart
 
 
@@ -82,7 +82,7 @@ def test_products_over_a_dynamic_number_of_rows(inner, outer, bias):
     def shift_of(x: Tensor) -> Tensor:
         return torch.full((outer,), 0.25, dtype=x.dtype)
 
-    graph = rewritten(product, x, rules=PRODUCTS, mode="symbolic")
+    graph = rewritten(product, x, rules=FORWARD, mode="symbolic")
     assert ("aten.mm.default" in targets(graph)) == (min(inner, outer) > SMALL)
     for rows in (x, x[:2] * 3):
         assert apart(graph(rows), product(rows)) < 1e-15
@@ -90,6 +90,6 @@ def test_products_over_a_dynamic_number_of_rows(inner, outer, bias):
 
 def test_products_of_fixed_shapes_and_scaled_ones_are_left_alone():
     x, weight, shift = torch.ones(5, 2), torch.ones(2, 3), torch.ones(3)
-    assert "aten.mm.default" in targets(rewritten(torch.mm, x, weight, rules=PRODUCTS))
-    scaled = rewritten(lambda b, x, w: torch.addmm(b, x, w, alpha=2.0), shift, x, weight, rules=PRODUCTS)
+    assert "aten.mm.default" in targets(rewritten(torch.mm, x, weight, rules=FORWARD))
+    scaled = rewritten(lambda b, x, w: torch.addmm(b, x, w, alpha=2.0), shift, x, weight, rules=FORWARD)
     assert "aten.addmm.default" in targets(scaled) and torch.equal(scaled(shift, x, weight), torch.full((5, 3), 5.0))
