@@ -17,11 +17,11 @@ from ndeflow.training.assembly import Assembly
 from ndeflow.training.figures import run_figures, task_figures, write_figures
 from ndeflow.training.files import write_atomically
 from ndeflow.training.signals import Interrupted
+from ndeflow.training.switching import SWITCH
 from ndeflow.training.table import read_table
 from ndeflow.training.trackers import finish
 
 PLACES = {"plots": "plots", "metrics": "metrics.csv", "checkpoint": "checkpoints/best.ckpt", "results": "results.json"}
-SWITCH = "train/compiled_from_step"
 TITLES = {
     "test/": "on the test split (best weights)",
     "best/": "best validation",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ndeflow.numerics.paths import ControlPath
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,24 @@ class Net(nn.Module):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         self.calls += 1
         return self.net(y) * torch.cos(t) + torch.sin(2 * t)
+
+
+class Conditions(NamedTuple):
+    """A context of a control path and a tensor."""
+
+    path: ControlPath
+    gain: Tensor
+
+
+class Driven(nn.Module):
+    """dy/dt from the path's slope and a gain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[0.4, -0.8], [0.2, 0.9]], dtype=torch.float64))
+
+    def forward(self, t: Tensor, y: Tensor, context: Conditions) -> Tensor:
+        return torch.tanh(y @ self.weight + context.gain) * context.path.derivative(t)
 
 
 def start(rows: int = 3, size: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -9,7 +9,7 @@ from typing import NamedTuple, final
 
 import torch
 
-from ndeflow.numerics.explicit import RungeKutta
+from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.solution import Solution
 
 
@@ -42,7 +42,7 @@ class Course:
         """Of the row that goes farthest, judged with all others; where each has its own pace, of the row with most."""
         times, steps, error, accepted = solution.stats.attempts
         error = torch.zeros_like(steps) if error is None else error
-        together = not (isinstance(solution.solver, RungeKutta) and solution.solver.batching == "per_sample")
+        together = not (isinstance(solution.solver, Marching) and solution.solver.apart)
         moves = steps != 0
         row = int((steps.abs() if together else moves).sum(dim=1).argmax())
         judges = slice(None) if together else slice(row, row + 1)

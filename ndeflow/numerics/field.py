@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -142,6 +142,11 @@ def leaves(context: Any) -> list[Tensor]:
     if isinstance(context, ControlPath):
         return context.leaves()
     return [leaf for _, part in _parts(context) for leaf in leaves(part)]
+
+
+def conditions(context: Any, integrands: Iterable[tuple[Any, Any]]) -> list[Tensor]:
+    """The leaves of the context and of the integrands' own contexts, in order."""
+    return [*leaves(context), *(leaf for _, own in integrands for leaf in leaves(own))]
 
 
 def replace_leaves(context: Any, new: Sequence[Tensor]) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.field import leaves
+from ndeflow.numerics import field
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.transforms import refuse_all
 
@@ -51,7 +51,7 @@ def records(problem: Problem) -> bool:
 
 def conditions(problem: Problem) -> list[Tensor]:
     """The leaves of the context and of the integrands' own contexts, in order."""
-    return [*leaves(problem.context), *(leaf for _, own in problem.integrands for leaf in leaves(own))]
+    return field.conditions(problem.context, problem.integrands)
 
 
 def conditioned(system: InitialValue, new: Sequence[Tensor], edges: Tensor) -> InitialValue:

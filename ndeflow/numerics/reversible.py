@@ -81,7 +81,7 @@ class Reversible(Adjoint):
                 f"expected RungeKutta or FixedRungeKutta for Reversible, got {type(solver).__name__}; "
                 "use Checkpointed(), or Direct()"
             )
-        if isinstance(solver, RungeKutta) and solver.apart:
+        if solver.apart:
             raise ValueError("expected batching=shared for Reversible, got per_sample; use shared, or Checkpointed()")
         if isinstance(solver, RungeKutta) and solver.compile == "on":
             raise ValueError("expected steps that need not be compiled for Reversible, got compile=on; leave it auto")

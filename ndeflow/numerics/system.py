@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.field import SDE, leaves, rebuilt, with_piece
+from ndeflow.numerics.field import SDE, conditions, rebuilt, with_piece
 from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.purity import versions
 from ndeflow.numerics.segments import Places, Segments, Spots
@@ -175,7 +175,7 @@ class InitialValue(System):
 
     def conditions(self) -> list[Tensor]:
         """The leaves of the context and of the integrands' own contexts, in order."""
-        return [*leaves(self.context), *(leaf for _, own in self.integrands for leaf in leaves(own))]
+        return conditions(self.context, self.integrands)
 
     def with_conditions(self, new: Sequence[Tensor]) -> Self:
         """The same system, its evaluations counted anew, reading other leaves."""

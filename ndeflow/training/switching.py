@@ -16,6 +16,8 @@ from ndeflow.training.ranks import of_all, of_mine
 from ndeflow.training.recording import meter_of
 from ndeflow.training.stopwatch import Stopwatch
 
+SWITCH = "train/compiled_from_step"
+
 State = dict[str, dict[str, Any]]
 
 
@@ -75,7 +77,7 @@ class Switching(Callback):
 
     def results(self) -> dict[str, float]:
         """The first step at which a field was compiled, for results.json; nothing where none was."""
-        return {"train/compiled_from_step": float(min(self.steps.values()))} if self.steps else {}
+        return {SWITCH: float(min(self.steps.values()))} if self.steps else {}
 
     def _accounts(self) -> State:
         found = ((name, known(field)) for name, field in self._fields.items())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,10 +13,10 @@ from ndeflow.numerics.brownian import Brownian
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.fixed import FixedRungeKutta
-from ndeflow.numerics.paths import ControlPath, Hermite
+from ndeflow.numerics.paths import Hermite
 from ndeflow.numerics.solve import solve
 from ndeflow.numerics.stochastic import Stochastic
-from tests.problems import Mixed, Net, apart, start
+from tests.problems import Conditions, Driven, Mixed, Net, apart, start
 
 TS = torch.tensor([0.0, 0.3, 0.3, 1.5], dtype=torch.float64)
 ROWS = torch.stack([TS, TS / 2, torch.zeros(4, dtype=torch.float64)])
@@ -135,20 +133,6 @@ def test_values_and_stats_are_directs():
     for name in ("nfe", "accepted", "rejected", "status", "times", "steps", "error", "stiffness", "states"):
         assert torch.equal(getattr(direct.stats, name), getattr(kept.stats, name)), name
     assert not kept.stats.times.requires_grad and not kept.stats.steps.requires_grad
-
-
-class Conditions(NamedTuple):
-    path: ControlPath
-    gain: Tensor
-
-
-class Driven(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([[0.4, -0.8], [0.2, 0.9]], dtype=torch.float64))
-
-    def forward(self, t, y, context):
-        return torch.tanh(y @ self.weight + context.gain) * context.path.derivative(t)
 
 
 @pytest.mark.parametrize("rows", [False, True])

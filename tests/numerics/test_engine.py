@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,10 +11,10 @@ from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.compilation import account
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import ByValue, Controlled
-from ndeflow.numerics.paths import ControlPath, Hermite, Linear
+from ndeflow.numerics.paths import Hermite, Linear
 from ndeflow.numerics.solve import solve
 from tests.numerics.compiling import OFF, ON, TS, Small, assert_alike, assert_right, programs
-from tests.problems import Mixed, Net, apart, start
+from tests.problems import Conditions, Driven, Mixed, Net, apart, start
 
 pytestmark = pytest.mark.usefixtures("traced")
 
@@ -49,20 +47,11 @@ def test_the_end_alone_of_one_row_and_of_many():
     assert len(account(field).entries) == 1
 
 
-class Conditions(NamedTuple):
-    path: ControlPath
-    gain: Tensor
-
-
-class Driven(nn.Module):
-    """dy/dt from the path's slope and a gain, with a rate of change of an integral beside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([[0.4, -0.8], [0.2, 0.9]], dtype=torch.float64))
+class Measured(Driven):
+    """The same with a rate of change of an integral beside it."""
 
     def forward(self, t, y, context):
-        dy = torch.tanh(y @ self.weight + context.gain) * context.path.derivative(t)
+        dy = super().forward(t, y, context)
         return dy, dy.square().sum(dim=1, keepdim=True)
 
 
@@ -79,7 +68,7 @@ def observations(size: int = 2) -> Tensor:
 @pytest.mark.parametrize(("rows", "batching"), [(False, "shared"), (True, "per_sample")])
 def test_control_paths_context_and_integrals(rows, batching):
     """Path coefficients, a context tensor, a field's own integral and an integrand with its own context."""
-    field, mixed, y0, xs = Driven(), Mixed(), start().requires_grad_(), observations()
+    field, mixed, y0, xs = Measured(), Mixed(), start().requires_grad_(), observations()
     gain, own = (torch.rand(*shape, dtype=torch.float64).requires_grad_() for shape in ((3, 2), (3,)))
 
     def run(solver):

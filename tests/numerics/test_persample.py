@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.paths import ControlPath, Hermite
 from ndeflow.numerics.solution import NON_FINITE, TOO_MANY, UNDERFLOW, Solution, SolveError
 from ndeflow.numerics.solve import solve
-from tests.problems import FORCED, PROBLEMS, Mixed, Net, apart, start
+from tests.problems import FORCED, PROBLEMS, Conditions, Driven, Mixed, Net, apart, start
 
 TS = torch.tensor([0.0, 0.3, 0.3, 1.5], dtype=torch.float64)
 ENDS = torch.stack([TS, TS / 2, TS + 0.2, torch.zeros(4, dtype=torch.float64)])
@@ -112,20 +110,6 @@ def test_checkpointed_gradients_are_directs(method, ts):
         found.append(torch.autograd.grad(read(solution), inputs))
     for a, b in zip(*found, strict=True):
         assert a.isfinite().all() and apart(b, a) < 1e-10
-
-
-class Conditions(NamedTuple):
-    path: ControlPath
-    gain: Tensor
-
-
-class Driven(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([[0.4, -0.8], [0.2, 0.9]], dtype=torch.float64))
-
-    def forward(self, t: Tensor, y: Tensor, context: Conditions) -> Tensor:
-        return torch.tanh(y @ self.weight + context.gain) * context.path.derivative(t)
 
 
 @pytest.mark.parametrize("adjoint", ADJOINTS)

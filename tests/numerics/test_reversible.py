@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,13 +11,13 @@ from torch import Tensor, nn
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.fixed import FixedRungeKutta
-from ndeflow.numerics.paths import ControlPath, Hermite
+from ndeflow.numerics.paths import Hermite
 from ndeflow.numerics.reversible import Reversible
 from ndeflow.numerics.solution import SolveError
 from ndeflow.numerics.solve import pose, solve
 from ndeflow.numerics.stochastic import Stochastic
 from tests.numerics.test_coupled import coupled
-from tests.problems import Mixed, Net, apart, start
+from tests.problems import Conditions, Driven, Mixed, Net, apart, start
 
 TS = torch.tensor([0.0, 0.3, 0.7, 1.5], dtype=torch.float64)
 PADDED = torch.stack([TS, TS / 2, torch.zeros(4, dtype=torch.float64)])
@@ -75,20 +74,6 @@ def test_a_probe_between_steps_is_differentiated():
         assert all(apart(a, b) < 1e-10 for a, b in zip(*grads, strict=True))
 
 
-class Conditions(NamedTuple):
-    path: ControlPath
-    gain: Tensor
-
-
-class Driven(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([[0.4, -0.8], [0.2, 0.9]], dtype=torch.float64))
-
-    def forward(self, t, y, context):
-        return torch.tanh(y @ self.weight + context.gain) * context.path.derivative(t)
-
-
 @pytest.mark.parametrize("rows", [False, True])
 @pytest.mark.parametrize("solver", [RungeKutta("dopri5"), FixedRungeKutta("rk4", 2)], ids=lambda s: s.method)
 def test_context_and_control_path(solver, rows):
@@ -131,11 +116,15 @@ def test_the_gradient_stays_exact_over_many_steps():
     assert all(apart(a, b) < 1e-8 for a, b in zip(*grads, strict=True))
 
 
-def live_bytes() -> int:
-    """Memory of all tensors that anything refers to, those without memory that a trace has left aside."""
+def live() -> list[Tensor]:
+    """All tensors that anything refers to, those without memory that a trace has left aside."""
     gc.collect()
-    found = [x for x in gc.get_objects() if type(x) in (Tensor, nn.Parameter)]
-    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in found}.values())
+    return [x for x in gc.get_objects() if type(x) in (Tensor, nn.Parameter)]
+
+
+def sizes(tensors: list[Tensor]) -> dict[int, int]:
+    """Bytes of their storages, by address."""
+    return {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
 
 
 @pytest.mark.parametrize("ts", [TS[[0, 3]], TS], ids=["end", "dense"])
@@ -149,13 +138,14 @@ def test_memory_between_the_passes_does_not_grow_with_the_steps(ts):
         return x
 
     for steps in (10, 1000):
-        solver, before = FixedRungeKutta("euler", steps), live_bytes()
+        solver, before = FixedRungeKutta("euler", steps), live()  # held, so that no other test's leave in between
         saved.append(0)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             ys = solve(field, y0, ts, solver=solver, adjoint=Reversible()).ys
-        kept.append(live_bytes() - before)
+        old = sizes(before)
+        kept.append(sum(size for place, size in sizes(live()).items() if place not in old))
         ys.sum().backward()
-        del ys
+        del ys, before
     assert saved[0] == saved[1] > 0 and 0 < kept[1] == kept[0] < 4000
 
 
