@@ -21,7 +21,7 @@ class Account:
 
     evaluations: so far, until it is switched: compiled from now on where it can be. rows: of all these evaluations
     together. compiled: whether a solve that records gradients was. seconds: spent compiling. versions: of its plain
-    attributes. said: what was reported.
+    attributes. said: what was reported. compiling: now.
     """
 
     evaluations: int = 0
@@ -32,6 +32,7 @@ class Account:
     entries: dict[Hashable, Entry] = field(default_factory=dict)
     versions: Versions = field(default_factory=Versions)
     said: set[str] = field(default_factory=set)
+    compiling: bool = False
 
     def count(self, evaluations: int, rows: int) -> None:
         """Add evaluations of a batch of so many rows."""

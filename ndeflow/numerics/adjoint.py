@@ -31,7 +31,7 @@ class Direct(Adjoint):
         if not isinstance(solver, Marching):
             return solver.integrate(problem)
         system, recording = solver.system(problem), replay.records(problem)
-        solver.engage(system, recording)
+        solver.engage(system, recording, keeping=True)
         if recording and system.compiled:
             return replayed(solver, system)
         return solution(solver, system, solver.march(system))
@@ -58,7 +58,7 @@ class Checkpointed(Adjoint):
             )
         replay.needs_module(problem, "Checkpointed")
         system, recording = solver.system(problem), replay.records(problem)
-        solver.engage(system, recording)
+        solver.engage(system, recording, keeping=False)
         return replayed(solver, system) if recording else solution(solver, system, solver.march(system))
 
 
@@ -70,7 +70,7 @@ def replayed(solver: Marching, system: InitialValue) -> Solution:
     tape = Tape(solver, system, trace, ambient)
     inputs = [system.segments.edges, problem.y0, *replay.conditions(problem), *tape.parameters]
     error, stiffness, *stacks = Replay.apply(tape, *inputs)
-    trace.steps.clear()  # the nodes are enough to take the steps again
+    trace.steps.clear()  # the nodes, and what was kept of them, are enough
     stats = statistics(system, trace, error, stiffness)
     stats.backward_nfe = tape.backward_nfe
     return finish(solver, system, tape.plan.read(stacks), stats)

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,11 +30,12 @@ DENSE, LARGE = 1e5, 2e7  # floating-point operations for each row and in all bey
 _log = logging.getLogger("ndeflow")
 
 
-def stepper_for(solver: Any, system: InitialValue, recording: bool) -> Stepper:
+def stepper_for(solver: Any, system: InitialValue, recording: bool, keeping: bool) -> Stepper:
     """What a solve computes its steps with: an engine where it is to be compiled.
 
-    recording: the solve records gradients. Raises ValueError with the reason where `solver.compile` is "on" and the
-    solve cannot be compiled; with "auto" the reason is logged once for each field.
+    recording: the solve records gradients. keeping: then what steps compute is kept for the backward pass. Raises
+    ValueError with the reason where `solver.compile` is "on" and the solve cannot be compiled; with "auto" the reason
+    is logged once for each field.
     """
     module, eager = system.problem.field, Eager(solver, system, solver.start)
     if solver.compile == "off":
@@ -46,7 +47,7 @@ def stepper_for(solver: Any, system: InitialValue, recording: bool) -> Stepper:
     mine = account(module)
     if not _due(solver, mine, recording):
         return Eager(solver, system, solver.start, mine if recording else None)
-    engine = _engine(solver, system, mine, recording)
+    engine = _engine(solver, system, mine, recording, keeping)
     if isinstance(engine, str):
         _refused(solver, module, engine, mine)
         return eager
@@ -92,7 +93,7 @@ def _compiler() -> str | None:
     return None if found else "no C++ compiler was found; install g++ or clang"
 
 
-def _engine(solver: Any, system: InitialValue, mine: Account, recording: bool) -> Engine | str:
+def _engine(solver: Any, system: InitialValue, mine: Account, recording: bool, keeping: bool) -> Engine | str:
     """The engine of a solve, or why there is none."""
     from ndeflow.numerics.engine import Engine, Entry  # here, for importing the compiler takes half a second
 
@@ -109,7 +110,8 @@ def _engine(solver: Any, system: InitialValue, mine: Account, recording: bool) -
         with _aside(modules, system.problem.y0.device):
             entry = mine.entries[key] = Entry.of(system, now.tensors, mine.versions.reads)
             entry.refusal = unprofitable(system, mine) if solver.compile == "auto" else None
-    engine = Engine(solver, system, mine.entries[key], modules, now.tensors)
+    making = partial(_making, mine, _name(modules[0]))
+    engine = Engine(solver, system, mine.entries[key], modules, now.tensors, recording and keeping, making)
     _prepare(engine, mine, version, recording)
     return engine if engine.entry.refusal is None else engine.entry.refusal
 
@@ -145,39 +147,47 @@ def _setting(system: InitialValue) -> tuple[Hashable, ...]:
 def _prepare(engine: Engine, mine: Account, version: int, recording: bool) -> None:
     """Make the programs that this solve needs, or note why they cannot be made."""
     entry = engine.entry
-    passes = [backward for backward in (False, True)[: 1 + recording] if backward not in entry.prepared]
+    passes = {"kept" if engine.keeping else "step", *(["backward"] if recording else [])} - entry.prepared
     if entry.refusal is not None or not passes:
         return
-    entry.prepared.update(passes)
     before = survey(engine.modules)
-    with _announced(engine, mine, passes), _aside(engine.modules, engine.system.problem.y0.device):
-        try:
-            with noted(mine.versions.reads):
-                inspect(engine.modules)
-            for backward in passes:
-                engine.prepare(backward)
-        except Refusal as refusal:
-            entry.refusal = str(refusal)
+    try:
+        with noted(mine.versions.reads):
+            inspect(engine.modules)
+        with engine.making(""), _aside(engine.modules, engine.system.problem.y0.device):
+            for name in sorted(passes, reverse=True):
+                engine.prepare(backward=name == "backward")
+        entry.prepared |= passes
+    except Refusal as refusal:
+        entry.refusal = str(refusal)
     mine.versions.settle(version, before, survey(engine.modules))
 
 
 @contextmanager
-def _announced(engine: Engine, mine: Account, passes: Sequence[bool]) -> Iterator[None]:
-    """Say what is compiled inside, where that is new for the field, and how long it took.
+def _making(mine: Account, name: str, part: str) -> Iterator[None]:
+    """Say what is compiled inside, of a field by its name, where that is new, and how long it took; count that.
 
-    As warnings: what is less is not shown where a program has not set up logging, and nobody waits in the dark.
+    As warnings: what is less is not shown where a program has not set up logging, and nobody waits in the dark. part:
+    what of a solve, where it is not all that is needed.
     """
     from ndeflow.numerics.compiled import kept_in  # imported by now
 
-    name, start = _name(engine.modules[0]), time.perf_counter()
-    new = any([mine.first(f"compiling {backward}") for backward in passes])
+    if mine.compiling:
+        yield
+        return
+    whole, start = f"the {part} of {name}" if part else name, time.perf_counter()
+    new = mine.first(f"compiling {part}")
     if new:
-        _log.warning("%s is being compiled: about half a minute once, then kept in %s", name, kept_in())
-    yield
-    seconds = time.perf_counter() - start
-    mine.seconds += seconds
-    if new and engine.entry.refusal is None:
-        _log.warning("%s was compiled in %.0f seconds", name, seconds)
+        _log.warning("%s is being compiled: about half a minute once, then kept in %s", whole, kept_in())
+    mine.compiling = True
+    try:
+        yield
+    finally:
+        mine.compiling = False
+        seconds = time.perf_counter() - start
+        mine.seconds += seconds
+    if new:
+        _log.warning("%s was compiled in %.0f seconds", whole, seconds)
 
 
 @contextmanager

@@ -10,72 +10,174 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from ndeflow.numerics.allocator import keep_freed_memory
 from ndeflow.numerics.audit import Refusal, audit, explain, steady
+from ndeflow.numerics.partition import cut
 from ndeflow.numerics.rewrites import Rewriter
 from ndeflow.numerics.sums import join_sums
 
 Function = Callable[..., Sequence[Tensor]]
+Rules = dict[Any, Callable[..., Any]]
 
 
 @final
 class Program:
-    """A traced and lowered function of tensors.
+    """A function of flat tensors as machine code.
 
-    function: of flat tensors, returns a sequence of tensors; traced without gradients, so it may call
-    `torch.autograd.grad` inside. inputs: examples of its arguments. batched: whether each has the batch as its first
-    dimension: a batch of 2 rows or more is traced with any number of them, a single row as it is. rules: see
-    `Rewriter`. What an argument is not used for is not passed on. Raises `Refusal` with the reason where the function
-    cannot be traced, or would not mean the same when traced.
+    rules: see `Rewriter`; the other arguments, and `Refusal`: see `Traced`.
+    """
+
+    def __init__(self, function: Function, inputs: Sequence[Tensor], batched: Sequence[bool], rules: Rules) -> None:
+        traced = Traced(function, inputs, batched)
+        graph = traced.rewritten(traced.graph, rules)
+        self._guards = traced.guards(len(inputs))
+        self._code = Code(graph)
+
+    def fits(self, rows: int, inputs: Sequence[Tensor]) -> bool:
+        """Whether it is right for these arguments, with so many rows."""
+        return self._guards.hold(rows, inputs)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        return self._code(inputs)
+
+
+@final
+class Halves:
+    """A function of flat tensors in two halves: `front` takes the arguments that are known first, `rest` all of them.
+
+    early: how many arguments are known first. groups: how many of the function's results belong together: the first
+    group is what `front` gives, beside what it keeps for the others, each of which has a half of its own. rules: of
+    both halves. `Refusal`: see `Traced`.
     """
 
     def __init__(
-        self, function: Function, inputs: Sequence[Tensor], batched: Sequence[bool], rules: dict[Any, Any]
+        self,
+        function: Function,
+        inputs: Sequence[Tensor],
+        batched: Sequence[bool],
+        early: int,
+        groups: Sequence[int],
+        rules: tuple[Rules, Rules],
     ) -> None:
-        self._env = ShapeEnv()
-        graph = _trace(function, inputs, batched, rules, self._env)
-        placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-        self._guards = self._env.produce_guards_expression(
-            [node.meta["val"] for node in placeholders], ignore_static=False
-        )
+        self._traced = Traced(function, inputs, batched)
+        self._first, self._rules = groups[0], rules
+        parts = cut(self._traced.graph, groups)
+        front, self._graphs = self._traced.rewritten(parts.front, rules[0]), parts.rests
+        self._guards = self._traced.guards(early)
+        self._front = Code(front)
+        self._rests: dict[int, Code] = {}
+
+    def fits(self, rows: int, inputs: Sequence[Tensor]) -> bool:
+        """Whether it is right for these first arguments, with so many rows."""
+        return self._guards.hold(rows, inputs)
+
+    def front(self, inputs: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The first results, from the first arguments, and what is to be kept."""
+        results = self._front(inputs)
+        return results[: self._first], results[self._first :]
+
+    def made(self, group: int) -> bool:
+        """Whether the half of a later group, numbered from 0, was made."""
+        return group in self._rests
+
+    def make(self, group: int) -> None:
+        """Make the half of a later group."""
+        self._rests[group] = Code(self._traced.rewritten(self._graphs[group], self._rules[1]))
+
+    def rest(self, group: int, inputs: Sequence[Tensor], kept: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The results of a later group, from all arguments and what was kept."""
+        return self._rests[group]([*inputs, *kept])
+
+
+@final
+class Code:
+    """A graph as machine code; what an argument is not used for is not passed on."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        placeholders = _placeholders(graph)
         self._used = [i for i, node in enumerate(placeholders) if node.users]
         for node in placeholders:
             if not node.users:
                 graph.graph.erase_node(node)
         graph.recompile()
-        self._run = lower(graph, [inputs[i] for i in self._used])
-        self._fits: dict[int, bool] = {}
-
-    def fits(self, rows: int, inputs: Sequence[Tensor]) -> bool:
-        """Whether the traced graph is right for these arguments, with so many rows."""
-        if rows not in self._fits:
-            holds = self._guards is None or self._env.evaluate_guards_expression(self._guards, list(inputs))
-            self._fits[rows] = bool(holds)
-        return self._fits[rows]
+        self._run = lower(graph)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        return self._run(*[inputs[i] for i in self._used])
+        return self._run([inputs[i] for i in self._used])
 
 
-def _trace(
-    function: Function, inputs: Sequence[Tensor], batched: Sequence[bool], rules: dict[Any, Any], env: ShapeEnv
-) -> fx.GraphModule:
-    mode = FakeTensorMode(shape_env=env)
-    fakes = [_fake(mode, x, rows) for x, rows in zip(inputs, batched, strict=True)]
-    with mode, torch.no_grad(), _quiet():
-        try:
-            with steady():
-                graph = make_fx(function, _DECOMPOSITIONS, tracing_mode="real")(*fakes)
-        except Refusal:
-            raise
-        except Exception as error:
-            raise Refusal(explain(error)) from error
-        audit(graph)
-        join_sums(graph)
-        return make_fx(Rewriter(graph, rules).run, tracing_mode="real")(*fakes)
+@final
+class Guards:
+    """For which numbers of rows a traced graph is right. arguments: its own."""
+
+    def __init__(self, env: ShapeEnv, arguments: Sequence[Any]) -> None:
+        self._env, self._known = env, dict[int, bool]()
+        self._expression = env.produce_guards_expression(list(arguments), ignore_static=False)
+
+    def hold(self, rows: int, inputs: Sequence[Tensor]) -> bool:
+        if rows not in self._known:
+            holds = self._expression is None or self._env.evaluate_guards_expression(self._expression, list(inputs))
+            self._known[rows] = bool(holds)
+        return self._known[rows]
+
+
+@final
+class Traced:
+    """A function of flat tensors as a graph, audited.
+
+    function: returns a sequence of tensors; traced without gradients, so it may call `torch.autograd.grad` inside.
+    inputs: examples of its arguments. batched: whether each has the batch as its first dimension: a batch of 2 rows or
+    more is traced with any number of them, a single row as it is. Raises `Refusal` with the reason where the function
+    cannot be traced, or would not mean the same when traced.
+    """
+
+    def __init__(self, function: Function, inputs: Sequence[Tensor], batched: Sequence[bool]) -> None:
+        self._env = ShapeEnv()
+        self._mode = FakeTensorMode(shape_env=self._env)
+        fakes = [_fake(self._mode, x, rows) for x, rows in zip(inputs, batched, strict=True)]
+        with self._mode, torch.no_grad(), _quiet():
+            try:
+                with steady():
+                    self.graph = make_fx(function, _DECOMPOSITIONS, tracing_mode="real")(*fakes)
+            except Refusal:
+                raise
+            except Exception as error:
+                raise Refusal(explain(error)) from error
+            audit(self.graph)
+            if any(map(_writes, self.graph.graph.nodes)):
+                self.graph = make_fx(functionalize(self.graph), tracing_mode="real")(*fakes)
+            _attach(self.graph)
+            join_sums(self.graph)
+
+    def rewritten(self, graph: fx.GraphModule, rules: Rules) -> fx.GraphModule:
+        """A graph of values of this one, by some rules: see `Rewriter`."""
+        fakes = [node.meta["val"] for node in _placeholders(graph)]
+        with self._mode, torch.no_grad(), _quiet():
+            return make_fx(Rewriter(graph, rules).run, tracing_mode="real")(*fakes)
+
+    def guards(self, count: int) -> Guards:
+        """Of what was traced and rewritten so far, for the first so many arguments."""
+        return Guards(self._env, [node.meta["val"] for node in _placeholders(self.graph)[:count]])
+
+
+def _attach(graph: fx.GraphModule) -> None:
+    """Leave `detach` out: without gradients, values are what they were detached from."""
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _placeholders(graph: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in graph.graph.nodes if node.op == "placeholder"]
 
 
 @contextmanager
@@ -103,14 +205,21 @@ def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
 _DECOMPOSITIONS = {torch.ops.aten.addcmul.default: _addcmul}  # its own does not broadcast numbers
 
 
-def lower(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """The graph as machine code, for tensors like `inputs` with any number of rows."""
+def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    """A traced graph as machine code, which takes its arguments in a list, with any number of rows."""
     import torch._inductor.config as config
-    from torch._inductor import standalone_compile
+    from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
 
     keep_freed_memory()
-    with config.patch(cpp_wrapper=True):
-        return standalone_compile(graph, list(inputs), dynamic_shapes="from_graph")
+    fakes = [node.meta["val"] for node in _placeholders(graph)]
+    mode = fakes[0].fake_mode
+    with torch.no_grad(), _quiet():
+        with mode:
+            graph = make_fx(graph, select_decomp_table(), tracing_mode="real")(*fakes)
+        with config.patch(cpp_wrapper=True), tracing(TracingContext(mode)):
+            return compile_fx_inner(graph, fakes, cpp_wrapper=True, is_inference=True)
 
 
 def kept_in() -> str:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ndeflow.numerics import replay
 from ndeflow.numerics.audit import Refusal
-from ndeflow.numerics.compiled import Program
+from ndeflow.numerics.compiled import Halves, Program
 from ndeflow.numerics.fingerprint import Attribute, noted
+from ndeflow.numerics.functions import Functions
 from ndeflow.numerics.rewrites import FORWARD, FUNCTIONS
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stepper import Stepper
@@ -23,23 +23,7 @@ from ndeflow.numerics.system import InitialValue
 
 VARIANTS = 2  # programs of one function, beside those for a single row: a field may branch on shapes once
 
-Function = Callable[..., list[Tensor]]
 Totals = Sequence[Tensor]
-
-
-class Holder(nn.Module):
-    """A field and the integrands of a solve as one module, whose tensors can be replaced for the time of a call."""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(modules)
-
-    def forward(self, call: Callable[[], Any]) -> Any:
-        return call()
-
-    def names(self) -> list[str]:
-        """Of parameters and buffers, each once."""
-        return [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
 
 
 @final
@@ -49,15 +33,15 @@ class Entry:
 
     columns: how many integrals it has. reached: which of the module tensors need gradients and get one. reads: collects
     the attributes that its programs have read. programs: of each function, for one row or for more; None in a list:
-    there are no more, the function itself is called. prepared: whether the programs of the forward (False) and the
-    backward pass (True) were made ahead. refusal: why they cannot.
+    there are no more, the function itself is called. prepared: the passes whose programs were made ahead. refusal: why
+    they cannot.
     """
 
     columns: int
     reached: list[int]
     reads: set[Attribute]
-    programs: dict[tuple[str, bool], list[Program | None]] = field(default_factory=dict)
-    prepared: set[bool] = field(default_factory=set)
+    programs: dict[tuple[str, bool], list[Any]] = field(default_factory=dict)
+    prepared: set[str] = field(default_factory=set)
     refusal: str | None = None
 
     @classmethod
@@ -71,28 +55,46 @@ class Entry:
 
 
 @final
+@dataclass(frozen=True)
+class Kept:
+    """What a step leaves for its product: the halves it was taken by, their first arguments, and what they keep."""
+
+    halves: Halves
+    inputs: Sequence[Tensor]
+    values: Sequence[Tensor]
+
+
+@final
 class Engine(Stepper):
     """The functions of one solve, each called through its program, which is made at the first call.
 
-    A function takes flat tensors: what it is about, then the tensors of the modules, then the context leaves of the
-    segment; tolerances are among the first. New values of any of them need no new program. All but the modules' are
-    contiguous, as the programs expect.
+    All but the modules' tensors are contiguous, as the programs expect. New values of any of them, tolerances
+    included, need no new program.
+
+    keeping: steps keep what their products need; otherwise they are taken again for them. making: a context in which
+    programs are made, given their name. One that cannot be made after others were is replaced by the function itself.
     """
 
     compiled: ClassVar[bool] = True
 
     def __init__(
-        self, solver: Any, system: InitialValue, entry: Entry, modules: list[nn.Module], tensors: list[Tensor]
+        self,
+        solver: Any,
+        system: InitialValue,
+        entry: Entry,
+        modules: list[nn.Module],
+        tensors: list[Tensor],
+        keeping: bool,
+        making: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self.solver, self.system, self.entry, self.modules = solver, system, entry, modules
         self.originals, self.tensors = tensors, [x.detach() for x in tensors]
+        self.keeping, self.making = keeping, making
         y0 = system.problem.y0
         self.tolerances = [_number(x, y0.device) for x in (solver.rtol, solver.atol)]
         self.stages = len(solver.tableau.c) - 1
         self.ambient = replay.Ambient.of(y0)
-        self.strict = False
         self._leg: InitialValue | None = None
-        self._own: list[Tensor] = []
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -100,8 +102,7 @@ class Engine(Stepper):
         return [x for x in self.originals if x.requires_grad]
 
     def prepare(self, backward: bool) -> None:
-        """Make the programs of a forward or a backward pass; raises `Refusal`."""
-        self.strict = True
+        """Make the programs of a forward or a backward pass; the first of a field raise `Refusal`."""
         z, _ = self.open()
         apart = self.system.with_conditions(self.system.conditions())  # its evaluations are not the solve's
         for leg in list(apart.legs())[:1]:
@@ -114,7 +115,6 @@ class Engine(Stepper):
             else:
                 slope, _ = self.start(leg, z, None)
                 self.step(leg, t, z, h, slope)
-        self.strict = False
 
     def open(self) -> tuple[Tensor, Tensor | None]:
         self.system.columns = self.entry.columns
@@ -125,166 +125,157 @@ class Engine(Stepper):
             return slope, self.solver.start(leg, z, slope)
         moving = _number(float(leg.moving), z.device)
         inputs = [leg.start.detach(), leg.length.detach(), moving, z, *self.tolerances]
-        found, dtheta = self._run("start", lambda: self._start, inputs, leg)
+        found, dtheta = self._run("start", leg, inputs)
         leg.count(2)
         return found, dtheta
 
     def slope(self, leg: Any, z: Tensor) -> Tensor:
-        (found,) = self._run("slope", lambda: self._slope, [leg.start.detach(), z], leg)
+        (found,) = self._run("slope", leg, [leg.start.detach(), z])
         leg.count(1)
         return found
 
     def step(self, leg: Any, t: Tensor, z: Tensor, h: Tensor, carry: Any) -> Step:
-        y, carry, ratio, *rest = self._run("step", lambda: self._step, [t, h, z, carry, *self.tolerances], leg)
+        inputs = [t, h, z, carry, *self.tolerances]
+        if self.keeping:
+            (y, carry, ratio, *rest), kept = self._front(leg, inputs)
+        else:
+            (y, carry, ratio, *rest), kept = self._run("step", leg, inputs), None
         leg.count(self.stages)
         mid = rest.pop() if leg.dense else None
-        return Step(y, None, ratio, rest.pop() if rest else None, mid, carry)
+        return Step(y, None, ratio, rest.pop() if rest else None, mid, carry, kept)
 
     def pull(
-        self, leg: InitialValue, at: Sequence[Tensor], cotangents: Sequence[Tensor | None], totals: Totals
+        self,
+        leg: InitialValue,
+        at: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+        totals: Totals,
+        kept: Kept | None = None,
     ) -> tuple[Tensor, Tensor, Totals]:
         """One vector-Jacobian product of a step taken at (t, h, z, carry).
 
-        cotangents: of y, carry, ratio, stiffness and mid; None: zero. Gives those of z and carry, and `totals`, one for
-        each of `wanted`, with their part added.
+        cotangents: of y, carry, ratio, stiffness and mid; None: zero. kept: what the step kept; None: it is taken
+        again. Gives the cotangents of z and carry, and `totals`, one for each of `wanted`, with their part added.
         """
-        t, h, z, carry = at
-        given = [torch.zeros_like(z) if c is None else c.contiguous() for c in cotangents[:2]]
-        if any(c is not None for c in cotangents[2:]):
-            given += self._inner(leg, z, cotangents[2:])
-        inputs = [t, h, z, carry, *self.tolerances, *given]
-        make = lambda: self._pulled(self._step, (2, 3), 6, len(given))  # noqa: E731
-        before, slope, *totals = self._run(f"pull {len(given)}", make, inputs, leg, totals)
-        leg.count(self.stages)
+        late, group = self._late(leg, at[2], cotangents, totals), int(any(c is not None for c in cotangents[2:]))
+        if kept is None:
+            _, kept = self._front(leg, [*at, *self.tolerances])
+            leg.count(self.stages)
+        if kept is None:
+            found = self._functions(leg).step_products(*at, *self.tolerances, *self._fixed(leg), *late)
+            skip = self._outputs(leg) + group * (2 + len(totals))
+            before, slope, *totals = found[skip : skip + 2 + len(totals)]
+        else:
+            before, slope, *totals = self._rest(kept, group, late)
         return before, slope, totals
 
     def pull_slope(
         self, leg: InitialValue, t: Tensor, z: Tensor, cotangent: Tensor, totals: Totals
     ) -> tuple[Tensor, Totals]:
         """The vector-Jacobian product of dz/dt at (t, z): that of z, and the totals."""
-        make = lambda: self._pulled(self._slope, (1,), 2, 1)  # noqa: E731
-        before, *totals = self._run("pull slope", make, [t, z, cotangent.contiguous()], leg, totals)
+        before, *totals = self._run("slope_product", leg, [t, z], [cotangent.contiguous(), *totals])
         leg.count(1)
         return before, totals
 
     def wanted(self, leg: InitialValue) -> list[Tensor]:
         """The tensors that get gradients, in the order of the totals: module tensors, then the segment's leaves."""
-        self._set(leg)
-        return [*(self.tensors[i] for i in self.entry.reached), *(x for x in self._own if x.requires_grad)]
+        self._fixed(leg)
+        own = [x for x, needs in zip(self._own, self._needs, strict=True) if needs]
+        return [*(self.tensors[i] for i in self.entry.reached), *own]
 
-    def _inner(self, leg: InitialValue, z: Tensor, cotangents: Sequence[Tensor | None]) -> list[Tensor]:
-        """Those of ratio, stiffness and mid, zeros for None; without what there is not."""
-        ratio, stiffness, mid = cotangents
+    @cached_property
+    def _needs(self) -> list[bool]:
+        """Which leaves of a leg's context need gradients; where nothing is recorded, those of a piece do not say so."""
+        with torch.enable_grad():
+            return [x.requires_grad for x in self.system.at(self.system.segments.first).conditions()]
+
+    def _fixed(self, leg: InitialValue) -> list[Tensor]:
+        """The modules' tensors and the leaves of a leg's context."""
+        if leg is not self._leg:
+            self._leg, self._own = leg, leg.conditions()
+            self._flat = [*self.tensors, *(x.detach().contiguous() for x in self._own)]
+        return self._flat
+
+    def _outputs(self, leg: InitialValue) -> int:
+        """How many tensors a step gives."""
+        return 3 + self.solver.tableau.stiffness + leg.dense
+
+    def _late(self, leg: InitialValue, z: Tensor, cotangents: Sequence[Tensor | None], totals: Totals) -> list[Any]:
+        """Cotangents of what a step gives, zeros for None, and totals; None for those that no one gave."""
+        ends, (ratio, stiffness, mid) = cotangents[:2], cotangents[2:]
+        found: list[Any] = [torch.zeros_like(z) if c is None else c.contiguous() for c in ends]
+        if ratio is None and stiffness is None and mid is None:
+            return [*found, *[None] * (self._outputs(leg) - 2), *totals]
         rows = z.new_zeros(len(z))
-        found = [rows if ratio is None else ratio.contiguous()]
+        found.append(rows if ratio is None else ratio.contiguous())
         if self.solver.tableau.stiffness:
             found.append(rows if stiffness is None else stiffness.contiguous())
         if leg.dense:
             found.append(torch.zeros_like(z) if mid is None else mid.contiguous())
-        return found
+        return [*found, *totals]
 
-    def _set(self, leg: InitialValue) -> None:
-        if leg is not self._leg:
-            self._leg, self._own = leg, leg.conditions()
-            self._flat = [*self.tensors, *(x.detach().contiguous() for x in self._own)]
+    def _front(self, leg: InitialValue, inputs: list[Tensor]) -> tuple[Sequence[Tensor], Kept | None]:
+        """What a step gives, and what it keeps; None: it keeps nothing."""
+        flat = [*inputs, *self._fixed(leg)]
+        halves = self._program("halves", leg.rows, flat, lambda: self._halves(leg, inputs))
+        if halves is None:
+            return self._functions(leg).step(*flat), None
+        results, values = halves.front(flat)
+        return results, Kept(halves, flat, values)
 
-    def _run(
-        self, name: str, make: Callable[[], Function], inputs: list[Tensor], leg: InitialValue, totals: Totals = ()
-    ) -> Any:
-        self._set(leg)
-        flat, rows = [*inputs, *totals, *self._flat], leg.rows
+    def _rest(self, kept: Kept, group: int, late: list[Any]) -> Sequence[Tensor]:
+        if not kept.halves.made(group):
+            with self.making("gradient of its estimates" if group else "gradient"), self.ambient():
+                kept.halves.make(group)
+        return kept.halves.rest(group, [*kept.inputs, *late], kept.values)
+
+    def _run(self, name: str, leg: InitialValue, inputs: list[Tensor], late: Sequence[Tensor] = ()) -> Any:
+        flat = [*inputs, *self._fixed(leg), *late]
+        program = self._program(name, leg.rows, flat, lambda: self._made(name, leg, inputs, late))
+        return getattr(self._functions(leg), name)(*flat) if program is None else program(flat)
+
+    def _program(self, name: str, rows: int, flat: Sequence[Tensor], make: Callable[[], Any]) -> Any:
+        """What was made of a function and fits, made now if there is room; None: call the function itself."""
         programs = self.entry.programs.setdefault((name, rows == 1), [])
         for program in programs:
-            if program is None:
-                return make()(*flat)
-            if program.fits(rows, flat):
-                return program(flat)
-        made = self._made(name, make(), flat, len(inputs), len(totals)) if len(programs) < VARIANTS else None
+            if program is None or program.fits(rows, flat):
+                return program
+        made = None
+        if len(programs) < VARIANTS:
+            try:
+                with self.making(name.replace("_", " ")), self.ambient(), noted(self.entry.reads):
+                    made = make()
+            except Refusal:
+                if not self.entry.prepared:
+                    raise
         programs.append(made)
-        return self._run(name, make, inputs, leg, totals)
+        return made
 
-    def _made(self, name: str, function: Function, flat: list[Tensor], inputs: int, totals: int) -> Program | None:
-        """The program of a function of flat tensors: inputs, totals, the modules' tensors, and leaves."""
-        fixed = min(totals, len(self.entry.reached))
-        batched = [x.dim() > 0 for x in flat[:inputs]] + [i >= fixed for i in range(totals)]
-        batched += [False] * len(self.tensors) + [True] * len(self._own)
-        rules = FUNCTIONS if name.startswith("pull") else FORWARD
-        try:
-            with self.ambient(), noted(self.entry.reads):
-                return Program(function, flat, batched, rules)
-        except Refusal:
-            if self.strict:
-                raise
-            return None
+    def _made(self, name: str, leg: InitialValue, inputs: list[Tensor], late: Sequence[Tensor]) -> Program:
+        cotangents, rules = (1, FUNCTIONS) if late else (0, FORWARD)
+        batched = self._batched(inputs, late[:cotangents], late[cotangents:])
+        return Program(getattr(self._functions(leg), name), [*inputs, *self._flat, *late], batched, rules)
 
-    def _step(self, t: Tensor, h: Tensor, z: Tensor, carry: Tensor, *rest: Tensor) -> list[Tensor]:
-        """[y, carry, ratio], stiffness where the method has it, mid where states are interpolated."""
-        solver = self._tolerant(*rest[:2])
-        step = self._bound(z, rest[2:], lambda leg: solver.advance(leg, t, z, h, carry))
-        return [x for x in (step.y, step.carry, step.ratio, step.stiffness, step.mid) if x is not None]
+    def _halves(self, leg: InitialValue, inputs: list[Tensor]) -> Halves:
+        """Of a step and its products; examples of what comes late are zeros."""
+        totals, rows = [x.new_zeros(x.shape) for x in self.wanted(leg)], inputs[2].new_zeros(leg.rows)
+        late = self._late(leg, inputs[2], (None, None, rows, None, None), totals)
+        outputs, early = self._outputs(leg), [*inputs, *self._flat]
+        batched = self._batched(inputs, late[:outputs], totals)
+        groups, function = [outputs, *[2 + len(totals)] * 2], self._functions(leg).step_products
+        return Halves(function, [*early, *late], batched, len(early), groups, (FORWARD, FUNCTIONS))
 
-    def _start(self, start: Tensor, length: Tensor, moving: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
-        solver = self._tolerant(*rest[:2])
+    def _batched(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], totals: Totals) -> list[bool]:
+        """Which arguments of a function have the batch first: numbers, and what belongs to the modules, have not."""
+        modules, found = len(self.entry.reached), [x.dim() > 0 for x in inputs]
+        found += [False] * len(self.tensors) + [True] * (len(self._own) + len(cotangents))
+        return found + [i >= modules for i in range(len(totals))]
 
-        def call(leg: Any) -> list[Tensor]:
-            leg.start, leg.length, leg.moving = start, length, moving
-            slope = leg.slope(z)
-            return [slope, solver.start(leg, z, slope)]
-
-        return self._bound(z, rest[2:], call)
-
-    def _slope(self, t: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
-        return [self._bound(z, rest, lambda leg: leg(t.to(z.dtype.to_real()), z))]
-
-    def _pulled(self, function: Function, states: Sequence[int], arguments: int, cotangents: int) -> Function:
-        """The vector-Jacobian product of the first outputs of a function, for its states and the wanted tensors.
-
-        Its own arguments: those of the function up to the modules' tensors, cotangents, totals, the rest.
-        """
-        reached, needs = set(self.entry.reached), [x.requires_grad for x in self._own]
-        wants = [i in states for i in range(arguments)]
-        wants += [i in reached for i in range(len(self.tensors))] + needs
-        rest = arguments + cotangents + len(reached) + sum(needs)
-
-        def pulled(*flat: Tensor) -> list[Tensor]:
-            given, cots, totals = flat[:arguments], flat[arguments:][:cotangents], flat[arguments + cotangents : rest]
-            inputs = [x.detach().requires_grad_(w) for x, w in zip([*given, *flat[rest:]], wants, strict=True)]
-            with torch.enable_grad():
-                outputs = function(*inputs)
-            found = [g for g, w in zip(replay.grads(outputs[:cotangents], inputs, cots), wants, strict=True) if w]
-            before = [torch.zeros_like(given[i]) if g is None else g for i, g in zip(states, found, strict=False)]
-            return [*before, *map(_sum, totals, found[len(states) :])]
-
-        return pulled
-
-    def _tolerant(self, rtol: Tensor, atol: Tensor) -> Any:
-        solver = copy.copy(self.solver)
-        object.__setattr__(solver, "rtol", rtol)
-        object.__setattr__(solver, "atol", atol)
-        return solver
-
-    def _bound(self, z: Tensor, rest: Sequence[Tensor], call: Callable[[Any], Any]) -> Any:
-        """A call with the leg reading other tensors: of the modules and of the context."""
-        assert self._leg is not None
-        count = len(self.tensors)
-        leg = self._leg.with_conditions(rest[count:])
-        leg.rows = z.shape[0]
-        return functional_call(self._holder, dict(zip(self._names, rest[:count], strict=True)), (lambda: call(leg),))
-
-    @cached_property
-    def _holder(self) -> Holder:
-        return Holder(self.modules)
-
-    @cached_property
-    def _names(self) -> list[str]:
-        return self._holder.names()
+    def _functions(self, leg: InitialValue) -> Functions:
+        return Functions(self.solver, leg, self.modules, self.entry.reached, self._needs, len(self.tensors))
 
 
 @lru_cache(maxsize=256)
 def _number(value: float, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(value, dtype=torch.float64, device=device)
-
-
-def _sum(total: Tensor, part: Tensor | None) -> Tensor:
-    return total if part is None else total + part

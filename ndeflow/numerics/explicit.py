@@ -129,8 +129,8 @@ class RungeKutta(Marching):
             mid = hermite_mid(z, z1, h, ks[0], ks[-1])
         return Step(z1, error, ratio, stiffness, mid, ks[-1])
 
-    def engage(self, system: InitialValue, recording: bool) -> None:
-        system.engine = stepper_for(self, system, recording)
+    def engage(self, system: InitialValue, recording: bool, keeping: bool) -> None:
+        system.engine = stepper_for(self, system, recording, keeping)
 
     def march(self, system: System) -> Trace:
         stepper = system.engine or Eager(self, system, self.start)

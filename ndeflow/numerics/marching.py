@@ -69,8 +69,11 @@ class Marching(Solver):
         self.check(problem)
         return InitialValue(problem, self.cut(problem))
 
-    def engage(self, system: InitialValue, recording: bool) -> None:  # noqa: B027
-        """Give the system an engine, where this solver has one for it; recording: the solve records gradients."""
+    def engage(self, system: InitialValue, recording: bool, keeping: bool) -> None:  # noqa: B027
+        """Give the system an engine, where this solver has one for it.
+
+        recording: the solve records gradients. keeping: then what steps compute is kept for the backward pass.
+        """
 
     def integrate(self, problem: Problem) -> Solution:
         system = self.system(problem)

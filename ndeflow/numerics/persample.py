@@ -162,7 +162,8 @@ class PerSample(Pace):
         if places is not None:
             start = [x[places] for x in start]
             rows = self._numbers(places)
-            step = step._replace(**{k: x[places] for k, x in step._asdict().items() if x is not None})
+            own = {k: x[places] for k, x in step._asdict().items() if isinstance(x, Tensor)}
+            step = step._replace(**own, kept=None)  # what was kept is of all rows
         self.trace.accept(Node(self.leg.segment, *start, fresh=fresh, rows=rows), step)
 
     def _leave(self, gone: Tensor, count: int, status: Tensor | None) -> None:

@@ -52,7 +52,7 @@ class Reverse(ABC):
         if n in reads.k1:
             carry1 = [replay.plus(carry1[0] if carry1 else None, reads.k1[n]), *carry1[1:]]
         z1, inner = replay.plus(z1, reads.ends.get(n)), [*estimates, reads.mid.get(n)]
-        z0, carry0 = self._pull(self._at(node), node, z1, carry1, inner, k0 if node.fresh else None)
+        z0, carry0 = self._pull(n, self._at(node), z1, carry1, inner, k0 if node.fresh else None)
         if k0 is not None and not node.fresh:
             carry0[0] = replay.plus(carry0[0], k0)
         return replay.plus(z0, reads.states.get(n)), carry0
@@ -63,9 +63,9 @@ class Reverse(ABC):
 
     @abstractmethod
     def _pull(
-        self, leg: InitialValue, node: Node, z1: Tensor | None, carry1: Gradients, inner: Gradients, k0: Tensor | None
+        self, n: int, leg: InitialValue, z1: Tensor | None, carry1: Gradients, inner: Gradients, k0: Tensor | None
     ) -> tuple[Tensor | None, Gradients]:
-        """One step's product: cotangents of the state and carry before it; the others' are added to the totals.
+        """The product of step n: cotangents of the state and carry before it; the others' are added to the totals.
 
         carry1: may be empty, for none. inner: cotangents of ratio, stiffness and mid. k0: of a fresh carry.
         """
@@ -89,8 +89,9 @@ class EagerReverse(Reverse):
             return super().run(error, stiffness, *stacks)
 
     def _pull(
-        self, leg: InitialValue, node: Node, z1: Tensor | None, carry1: Gradients, inner: Gradients, k0: Tensor | None
+        self, n: int, leg: InitialValue, z1: Tensor | None, carry1: Gradients, inner: Gradients, k0: Tensor | None
     ) -> tuple[Tensor | None, Gradients]:
+        node = self.tape.trace.nodes[n]
         z = node.z.detach().requires_grad_()
         given = [] if node.fresh else [x.detach().requires_grad_() for x in replay.carried(node.carry)]
         carry, step = self.tape.retake(leg, node, z, None if node.fresh else replay.like_carry(node.carry, given))
@@ -137,12 +138,14 @@ class CompiledReverse(Reverse):
         return self.leg
 
     def _pull(
-        self, leg: InitialValue, node: Node, z1: Tensor | None, carry1: Gradients, inner: Gradients, k0: Tensor | None
+        self, n: int, leg: InitialValue, z1: Tensor | None, carry1: Gradients, inner: Gradients, k0: Tensor | None
     ) -> tuple[Tensor | None, Gradients]:
+        node = self.tape.trace.nodes[n]
         t, h = leg.moment(node.theta, node.dtheta)
         totals = [*self.modules, *self.leaves]
         ends = [z1, carry1[0] if carry1 else None]
-        z, slope, totals = self.engine.pull(leg, (t, h, node.z, node.carry), [*ends, *inner], totals)
+        kept, self.tape.trace.kept[n] = self.tape.trace.kept[n], None  # let go; another backward pass takes it again
+        z, slope, totals = self.engine.pull(leg, (t, h, node.z, node.carry), [*ends, *inner], totals, kept)
         if node.fresh:
             slope = slope if k0 is None else slope + k0
             more, totals = self.engine.pull_slope(leg, t, node.z, slope, totals)

@@ -95,7 +95,16 @@ def _with_bias(product: Callable[[Tensor, Tensor], Any]) -> Callable[..., Any]:
     return addmm
 
 
+def _over_rows(x: Tensor, dims: list[int], keepdim: bool = False, **more: Any) -> Any:
+    """The sum of a matrix over its rows as a product with ones."""
+    if x.dim() != 2 or dims != [0] or more or not x.is_floating_point():
+        return NotImplemented
+    total = x.new_ones(1, x.shape[0]) @ x
+    return total if keepdim else total[0]
+
+
 FUNCTIONS = {
+    aten.sum.dim_IntList: _over_rows,
     aten.tanh.default: _tanh,
     aten.sigmoid.default: _sigmoid,
     aten.silu.default: _silu,

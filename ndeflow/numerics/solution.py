@@ -90,7 +90,7 @@ class Step(NamedTuple):
 
     y: (B, *state). error: the raw embedded difference, like y, or None. ratio: (B,) its tolerance-scaled RMS.
     stiffness: (B,) or None. mid: the state at t + h/2 for dense output, or None. carry: what the next step reuses
-    (for a Runge-Kutta pair its last stage, dy/dt at t + h).
+    (for a Runge-Kutta pair its last stage, dy/dt at t + h). kept: what an engine keeps of it for the backward pass.
     """
 
     y: Tensor
@@ -99,6 +99,7 @@ class Step(NamedTuple):
     stiffness: Tensor | None
     mid: Tensor | None
     carry: Any
+    kept: Any = None
 
 
 class Solver(ABC):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 aten = torch.ops.aten
 
+_JOINED = "joined"  # marks what was made here
 _VIEWS = (aten.t.default, aten.view.default, aten.detach.default)
 
 
@@ -30,16 +32,38 @@ def join_sums(graph: fx.GraphModule) -> None:
     """Rewrite sums of products and of sums over rows, sum_i A_i B_i as [A_1 A_2 ...] [B_1; B_2; ...], in place.
 
     The backward pass of a Runge-Kutta step adds up as many small products for each weight as the step has stages; one
-    long product costs a fraction of their calls.
+    long product costs a fraction of their calls. To be called where the graph was traced: new values are traced too.
     """
+    new = _Joiner(graph.graph)
     for root in list(graph.graph.nodes):
         if _adds(root) and not (len(root.users) == 1 and _adds(next(iter(root.users)))):
-            _join(graph.graph, root)
+            _join(new, root)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
 
-def _join(graph: fx.Graph, root: fx.Node) -> None:
+class _Joiner:
+    """Puts operations into a graph; columns: those that were put on one another, made once."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.columns: dict[tuple[fx.Node, ...], fx.Node] = {}
+
+    def call(self, target: Any, *args: Any) -> fx.Node:
+        node = self.graph.call_function(target, args)
+        node.meta["val"] = target(*map_arg(args, lambda x: x.meta["val"]))
+        node.meta[_JOINED] = True
+        return node
+
+    def column(self, parts: Sequence[fx.Node]) -> fx.Node:
+        """[A_1; A_2; ...]."""
+        key = tuple(parts)
+        if key not in self.columns:
+            self.columns[key] = self.call(aten.cat.default, list(parts), 0)
+        return self.columns[key]
+
+
+def _join(new: _Joiner, root: fx.Node) -> None:
     groups: dict[Any, list[Term]] = {}
     rest = []
     for leaf in _leaves(root):
@@ -50,43 +74,40 @@ def _join(graph: fx.Graph, root: fx.Node) -> None:
             groups.setdefault(term.key, []).append(term)
     if all(len(terms) == 1 for terms in groups.values()):
         return
-    with graph.inserting_before(root):
-        total, *others = [*rest, *(_joined(graph, terms) for terms in groups.values())]
+    with new.graph.inserting_before(root):
+        total, *others = [*rest, *(_joined(new, terms) for terms in groups.values())]
         for part in others:
-            total = graph.call_function(aten.add.Tensor, (total, part))
-    total.meta.update(root.meta)
+            total = new.call(aten.add.Tensor, total, part)
     root.replace_all_uses_with(total)
 
 
-def _joined(graph: fx.Graph, terms: list[Term]) -> fx.Node:
+def _joined(new: _Joiner, terms: list[Term]) -> fx.Node:
     first, operations = terms[0].operation, [term.operation for term in terms]
-    columns = [[operation.args[i] for operation in operations] for i in range(len(first.args))]
+    columns: list[list[Any]] = [[operation.args[i] for operation in operations] for i in range(len(first.args))]
     if first.target is aten.mm.default:
-        arguments = (_row(graph, columns[0]), graph.call_function(aten.cat.default, (columns[1], 0)))
+        arguments = (_row(new, columns[0]), new.column(columns[1]))
     else:
-        arguments = (graph.call_function(aten.cat.default, (columns[0], 0)), *first.args[1:])
-    target: Any = first.target
-    node = graph.call_function(target, arguments)
+        arguments = (new.column(columns[0]), *first.args[1:])
+    node = new.call(first.target, *arguments)
     for view, further in terms[0].views:
-        node = graph.call_function(view, (node, *further))
+        node = new.call(view, node, *further)
     return node
 
 
-def _row(graph: fx.Graph, parts: list[Any]) -> fx.Node:
+def _row(new: _Joiner, parts: list[Any]) -> fx.Node:
     """[A_1 A_2 ...], as the transpose of a column where all are transposes."""
     if all(part.target is aten.t.default for part in parts):
-        column = graph.call_function(aten.cat.default, ([part.args[0] for part in parts], 0))
-        return graph.call_function(aten.t.default, (column,))
-    return graph.call_function(aten.cat.default, (parts, 1))
+        return new.call(aten.t.default, new.column([part.args[0] for part in parts]))
+    return new.call(aten.cat.default, parts, 1)
 
 
 def _adds(node: fx.Node) -> bool:
     """Whether it is a plain sum of two tensors of one shape."""
     if node.op != "call_function" or node.target is not aten.add.Tensor or node.kwargs:
         return False
-    if "val" not in node.meta:  # made here
+    if _JOINED in node.meta:
         return False
-    return all(isinstance(x, fx.Node) and "val" in x.meta and _shape(x) == _shape(node) for x in node.args)
+    return all(isinstance(x, fx.Node) and _JOINED not in x.meta and _shape(x) == _shape(node) for x in node.args)
 
 
 def _leaves(node: fx.Node) -> Iterator[fx.Node]:
@@ -112,7 +133,7 @@ def _term(leaf: fx.Node) -> Term | None:
 
 def _over_rows(node: fx.Node) -> bool:
     """Whether it sums over the rows of a batch: a product or a sum whose result has fixed sizes."""
-    if "val" not in node.meta:
+    if _JOINED in node.meta:
         return False
     if node.target is aten.mm.default:
         rows = node.args[1]

@@ -41,12 +41,14 @@ class Trace:
     """The accepted steps of a march in order, from the packed state z0; N may be 0.
 
     apart: rows step each at its own pace; then `tries` are all attempts, and otherwise `rejections` those in vain.
-    nfe: of every row, or (B,). failures: None where all rows were solved.
+    kept: what each step keeps for the backward pass, or None. nfe: of every row, or (B,). failures: None where all rows
+    were solved.
     """
 
     z0: Tensor
     nodes: list[Node] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     nfe: int | Tensor = 0
     apart: bool = False
@@ -60,6 +62,7 @@ class Trace:
     def accept(self, node: Node, step: Step) -> None:
         """Append one accepted step; its raw error is let go."""
         self.nodes.append(node)
+        self.kept.append(step.kept)
         self.steps.append(step if step.error is None else step._replace(error=None))
 
     def reject(self, place: Place, step: Step) -> None:

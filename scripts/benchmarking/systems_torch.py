@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,8 +94,9 @@ class Ndeflow(TorchSystem):
         return self._solution(slice(None)).ys
 
     def cost(self) -> Cost:
-        """As the solver counts, beside the field's count where Python runs it."""
-        with Count(self.problem.field) as count, torch.set_grad_enabled(self.problem.case.train):
+        """As the solver counts, beside the field's count where Python runs it; compiled, it takes no hooks."""
+        count = Count(self.problem.field)
+        with nullcontext() if self.compiled else count, torch.set_grad_enabled(self.problem.case.train):
             solutions = self._solutions()
         if self.problem.case.train:
             loss(torch.cat([solution.ys for solution in solutions])).backward()

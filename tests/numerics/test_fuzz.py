@@ -171,18 +171,20 @@ def test_gradients_are_finite_differences(case, data):
 
 
 class Lowered:
-    """A graph as it was traced, which like machine code takes tensors of the strides that it was made for only."""
+    """A graph as it was traced, which like machine code takes tensors of the layout that it was made for only."""
 
-    def __init__(self, graph, inputs) -> None:
-        self.graph, self.strides = graph, [self.of(x) for x in inputs]
+    def __init__(self, graph) -> None:
+        self.graph = graph
+        self.layouts = [self.of(node.meta["val"]) for node in graph.graph.nodes if node.op == "placeholder"]
 
     @staticmethod
     def of(x: Tensor) -> list[int]:
-        return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1]
+        """Dimensions by their strides, the longest first; a matrix within a stack is as long as there are rows."""
+        return sorted(range(x.dim()), key=lambda i: -int(x.stride(i)))
 
-    def __call__(self, *inputs: Tensor):
-        for x, strides in zip(inputs, self.strides, strict=True):
-            assert x.numel() == 0 or 1 in x.shape or self.of(x) == strides
+    def __call__(self, inputs: list[Tensor]):
+        for x, layout in zip(inputs, self.layouts, strict=True):
+            assert x.numel() == 0 or 1 in x.shape or self.of(x) == layout
         return self.graph.forward(*inputs)
 
 

@@ -61,7 +61,7 @@ def fit(run_dir, *extra, part="plain", epochs=3, **settings):
 @pytest.fixture(autouse=True, scope="module")
 def visible():
     """Programs are not compiled, and are off by a little, so that a solve shows whether it went through them."""
-    wrong = lambda graph, inputs: lambda *xs: [x * (1 + 1e-5) for x in graph(*xs)]  # noqa: E731
+    wrong = lambda graph: lambda xs: [x * (1 + 1e-5) for x in graph(*xs)]  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "lower", wrong)
         yield
