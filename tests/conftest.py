@@ -8,6 +8,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def subnormal():
+    """Training rounds subnormal numbers to zero, in this process for all that follows: only until the test is over."""
+    yield
+    torch.set_flush_denormal(False)

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from ndeflow.numerics.fingerprint import Versions
+from ndeflow.numerics.watch import Watch
 
 if TYPE_CHECKING:
     from ndeflow.numerics.engine import Entry
@@ -19,25 +20,24 @@ if TYPE_CHECKING:
 class Account:
     """What a field has cost in solves that record gradients, and what was compiled for it.
 
-    evaluations: so far, until it is switched: compiled from now on where it can be. rows: of all these evaluations
-    together. compiled: whether a solve that records gradients was. seconds: spent compiling. versions: of its plain
-    attributes. said: what was reported. compiling: now.
+    evaluations: so far, until it is switched: compiled from now on where it can be. compiled: whether a solve that
+    records gradients was. seconds: spent compiling. versions: of its plain attributes. watch: on its modules. said:
+    what was reported. compiling: now.
     """
 
     evaluations: int = 0
-    rows: int = 0
     switched: bool = False
     compiled: bool = False
     seconds: float = 0.0
     entries: dict[Hashable, Entry] = field(default_factory=dict)
     versions: Versions = field(default_factory=Versions)
+    watch: Watch = field(default_factory=Watch)
     said: set[str] = field(default_factory=set)
     compiling: bool = False
 
-    def count(self, evaluations: int, rows: int) -> None:
-        """Add evaluations of a batch of so many rows."""
+    def count(self, evaluations: int) -> None:
+        """Add evaluations."""
         self.evaluations += evaluations
-        self.rows += evaluations * rows
 
     def first(self, remark: str) -> bool:
         """Whether this was not said before; from now on it was."""
@@ -47,11 +47,11 @@ class Account:
 
     def state_dict(self) -> dict[str, Any]:
         """What decides when the field is switched, as plain values."""
-        return {"evaluations": self.evaluations, "rows": self.rows, "switched": self.switched}
+        return {"evaluations": self.evaluations, "switched": self.switched}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what another process has counted; what was compiled here stays."""
-        self.evaluations, self.rows, self.switched = (state[name] for name in ("evaluations", "rows", "switched"))
+        self.evaluations, self.switched = (state[name] for name in ("evaluations", "switched"))
 
 
 _accounts: WeakKeyDictionary[nn.Module, Account] = WeakKeyDictionary()

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ndeflow.numerics.engine import Engine
 
 VERSIONS = 8  # of one field's plain attributes: after so many, they are taken to change from solve to solve
-DENSE, LARGE = 1e5, 2e7  # floating-point operations for each row and in all beyond which "auto" compiles for no CPU
 
 _log = logging.getLogger("ndeflow")
 
@@ -55,35 +54,18 @@ def stepper_for(solver: Any, system: InitialValue, recording: bool, keeping: boo
     return engine
 
 
-def unprofitable(system: InitialValue, mine: Account) -> str | None:
-    """Why compiled steps would be no faster than others, judged without a clock, so that all runs agree; None: faster.
+def unproven(system: InitialValue) -> str | None:
+    """Why "auto" leaves steps uncompiled that might be no faster, or less exact; None: they are faster.
 
-    Compiling saves what is spent between matrix products, but steps are then taken again for gradients: three parts of
-    arithmetic instead of two. It loses where products are most of an evaluation: rows of many operations (wide layers),
-    and many of them. Times of a step of `Direct` over compiled ones, networks d-w-w-d, one thread, float32: w 64 and
-    128, 2.9 to 1.1 at 8 to 32768 rows; w 256 (2e5 operations a row), 1.4 at 8 rows, 1.3 at 32, 0.9 from 128 on; w 512,
-    1.2 at 8 rows, 1.0 at 32, 0.9 at 128, 0.8 at 512. The rows are the mean of those that were counted. On CUDA no
-    limit is known.
+    They were in every case that was timed: of training steps of networks d-w-w-d in float32, "off" over compiled: w 64,
+    3.1 to 1.7 at 32 to 512 rows; w 256, 2.3 to 1.1 at 8 to 2048 rows; w 512 and 1024, 1.7 to 1.05.
     """
     y0 = system.problem.y0
     if y0.device.type not in ("cpu", "cuda"):
         return f'that it would be faster on {y0.device.type} is not known; try compile="on"'
     if y0.dtype not in (torch.float32, torch.float64):
         return f'in {y0.dtype} compiled steps round differently; solve in float32, or choose compile="on"'
-    if y0.device.type == "cpu":
-        work, rows = _arithmetic(system), mine.rows / mine.evaluations if mine.evaluations else system.rows
-        if work > DENSE and work * rows > LARGE:
-            return 'matrix products take most of its time, which compiling does not shorten; compile="on" does it'
     return None
-
-
-def _arithmetic(system: InitialValue) -> float:
-    """Floating-point operations of matrix products and convolutions in an evaluation, for each row."""
-    from torch.utils.flop_counter import FlopCounterMode  # here, for it is not needed otherwise
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        system.with_conditions(system.conditions()).open()
-    return counter.get_total_flops() / system.rows
 
 
 @cache
@@ -101,7 +83,7 @@ def _engine(solver: Any, system: InitialValue, mine: Account, recording: bool, k
     if missing is not None:
         return missing
     modules = [system.problem.field, *(integrand for integrand, _ in system.integrands)]
-    now = survey(modules, mine.versions.reads)
+    now = mine.watch.look(modules, mine.versions.reads)
     version = mine.versions.number(now)
     if version >= VERSIONS:
         return f"{mine.versions.changing()} changes from solve to solve; pass it as context"
@@ -109,9 +91,9 @@ def _engine(solver: Any, system: InitialValue, mine: Account, recording: bool, k
     if key not in mine.entries:
         with _aside(modules, system.problem.y0.device):
             entry = mine.entries[key] = Entry.of(system, now.tensors, mine.versions.reads)
-            entry.refusal = unprofitable(system, mine) if solver.compile == "auto" else None
+            entry.refusal = unproven(system) if solver.compile == "auto" else None
     making = partial(_making, mine, _name(modules[0]))
-    engine = Engine(solver, system, mine.entries[key], modules, now.tensors, recording and keeping, making)
+    engine = Engine(solver, system, mine.entries[key], modules, now, recording and keeping, making)
     _prepare(engine, mine, version, recording)
     return engine if engine.entry.refusal is None else engine.entry.refusal
 

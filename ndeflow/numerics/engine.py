@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ndeflow.numerics import replay
 from ndeflow.numerics.audit import Refusal
 from ndeflow.numerics.compiled import Halves, Program
-from ndeflow.numerics.fingerprint import Attribute, noted
+from ndeflow.numerics.fingerprint import Attribute, Survey, noted
 from ndeflow.numerics.functions import Functions
 from ndeflow.numerics.rewrites import FORWARD, FUNCTIONS
 from ndeflow.numerics.solution import Step
@@ -34,7 +34,7 @@ class Entry:
     columns: how many integrals it has. reached: which of the module tensors need gradients and get one. reads: collects
     the attributes that its programs have read. programs: of each function, for one row or for more; None in a list:
     there are no more, the function itself is called. prepared: the passes whose programs were made ahead. refusal: why
-    they cannot.
+    they cannot. zeros: of the shapes of the reached tensors.
     """
 
     columns: int
@@ -43,6 +43,7 @@ class Entry:
     programs: dict[tuple[str, bool], list[Any]] = field(default_factory=dict)
     prepared: set[str] = field(default_factory=set)
     refusal: str | None = None
+    zeros: list[Tensor] | None = None
 
     @classmethod
     def of(cls, system: InitialValue, tensors: Sequence[Tensor], reads: set[Attribute]) -> Self:
@@ -57,9 +58,12 @@ class Entry:
 @final
 @dataclass(frozen=True)
 class Kept:
-    """What a step leaves for its product: the halves it was taken by, their first arguments, and what they keep."""
+    """What a step leaves for its product: the halves it was taken by, their first arguments, and what they keep.
 
-    halves: Halves
+    halves: None: there are none, the product is found by the function itself.
+    """
+
+    halves: Halves | None
     inputs: Sequence[Tensor]
     values: Sequence[Tensor]
 
@@ -71,8 +75,9 @@ class Engine(Stepper):
     All but the modules' tensors are contiguous, as the programs expect. New values of any of them, tolerances
     included, need no new program.
 
-    keeping: steps keep what their products need; otherwise they are taken again for them. making: a context in which
-    programs are made, given their name. One that cannot be made after others were is replaced by the function itself.
+    parameters: the tensors of the modules that need gradients, each once. keeping: steps keep what their products need;
+    otherwise they are taken again for them. making: a context in which programs are made, given their name. One that
+    cannot be made after others were is replaced by the function itself.
     """
 
     compiled: ClassVar[bool] = True
@@ -83,23 +88,18 @@ class Engine(Stepper):
         system: InitialValue,
         entry: Entry,
         modules: list[nn.Module],
-        tensors: list[Tensor],
+        now: Survey,
         keeping: bool,
         making: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self.solver, self.system, self.entry, self.modules = solver, system, entry, modules
-        self.originals, self.tensors = tensors, [x.detach() for x in tensors]
+        self.originals, self.tensors, self.parameters = now.tensors, now.detached, now.trained
         self.keeping, self.making = keeping, making
         y0 = system.problem.y0
         self.tolerances = [_number(x, y0.device) for x in (solver.rtol, solver.atol)]
         self.stages = len(solver.tableau.c) - 1
         self.ambient = replay.Ambient.of(y0)
         self._leg: InitialValue | None = None
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """The tensors of the modules that need gradients, each once."""
-        return [x for x in self.originals if x.requires_grad]
 
     def prepare(self, backward: bool) -> None:
         """Make the programs of a forward or a backward pass; the first of a field raise `Refusal`."""
@@ -109,8 +109,8 @@ class Engine(Stepper):
             half = leg.start.new_full((leg.rows,), 0.5)
             t, h = leg.moment(half, half) if self.solver.apart else leg.moment(0.0, 0.5)
             if backward:
-                totals = [x.new_zeros(x.shape) for x in self.wanted(leg)]
-                self.pull(leg, (t, h, z, z), (None,) * 5, totals)
+                totals = self.zeros(leg)
+                self.pull(leg, self.take(leg, t, h, z, z), (None,) * 5, totals)
                 self.pull_slope(leg, t, z, z, totals)
             else:
                 slope, _ = self.start(leg, z, None)
@@ -144,30 +144,30 @@ class Engine(Stepper):
         mid = rest.pop() if leg.dense else None
         return Step(y, None, ratio, rest.pop() if rest else None, mid, carry, kept)
 
-    def pull(
-        self,
-        leg: InitialValue,
-        at: Sequence[Tensor],
-        cotangents: Sequence[Tensor | None],
-        totals: Totals,
-        kept: Kept | None = None,
-    ) -> tuple[Tensor, Tensor, Totals]:
-        """One vector-Jacobian product of a step taken at (t, h, z, carry).
+    def take(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, carry: Tensor) -> Kept:
+        """What a step keeps for its product, by taking it again."""
+        leg.count(self.stages)
+        return self._front(leg, [t, h, z, carry, *self.tolerances])[1]
 
-        cotangents: of y, carry, ratio, stiffness and mid; None: zero. kept: what the step kept; None: it is taken
-        again. Gives the cotangents of z and carry, and `totals`, one for each of `wanted`, with their part added.
+    def pull(
+        self, leg: InitialValue, kept: Kept, cotangents: Sequence[Tensor | None], totals: Totals
+    ) -> tuple[Tensor, Tensor, Totals]:
+        """One vector-Jacobian product of a step.
+
+        cotangents: of y, carry, ratio, stiffness and mid; None: zero. Gives those of z and carry before the step, and
+        `totals`, one for each of `wanted`, with their part added.
         """
-        late, group = self._late(leg, at[2], cotangents, totals), int(any(c is not None for c in cotangents[2:]))
-        if kept is None:
-            _, kept = self._front(leg, [*at, *self.tolerances])
-            leg.count(self.stages)
-        if kept is None:
-            found = self._functions(leg).step_products(*at, *self.tolerances, *self._fixed(leg), *late)
-            skip = self._outputs(leg) + group * (2 + len(totals))
-            before, slope, *totals = found[skip : skip + 2 + len(totals)]
+        ratio, stiffness, mid = cotangents[2:]
+        group = int(ratio is not None or stiffness is not None or mid is not None)
+        inputs = [*kept.inputs, *self._late(leg, kept.inputs[2], cotangents, totals)]
+        if kept.halves is None:
+            found = self._functions(leg).step_products(*inputs)[self._outputs(leg) + group * (2 + len(totals)) :]
         else:
-            before, slope, *totals = self._rest(kept, group, late)
-        return before, slope, totals
+            if not kept.halves.made(group):
+                with self.making("gradient of its estimates" if group else "gradient"), self.ambient():
+                    kept.halves.make(group)
+            found = kept.halves.rest(group, inputs, kept.values)
+        return found[0], found[1], found[2 : 2 + len(totals)]
 
     def pull_slope(
         self, leg: InitialValue, t: Tensor, z: Tensor, cotangent: Tensor, totals: Totals
@@ -180,8 +180,17 @@ class Engine(Stepper):
     def wanted(self, leg: InitialValue) -> list[Tensor]:
         """The tensors that get gradients, in the order of the totals: module tensors, then the segment's leaves."""
         self._fixed(leg)
-        own = [x for x, needs in zip(self._own, self._needs, strict=True) if needs]
-        return [*(self.tensors[i] for i in self.entry.reached), *own]
+        reached = [self.tensors[i] for i in self.entry.reached]
+        return (
+            [*reached, *(x for x, needs in zip(self._own, self._needs, strict=True) if needs)] if self._own else reached
+        )
+
+    def zeros(self, leg: InitialValue) -> list[Tensor]:
+        """Totals to start from; those of the modules are never written to, and always the same."""
+        wanted = self.wanted(leg)
+        if self.entry.zeros is None:
+            self.entry.zeros = [x.new_zeros(x.shape) for x in wanted[: len(self.entry.reached)]]
+        return [*self.entry.zeros, *(x.new_zeros(x.shape) for x in wanted[len(self.entry.reached) :])]
 
     @cached_property
     def _needs(self) -> list[bool]:
@@ -214,20 +223,12 @@ class Engine(Stepper):
             found.append(torch.zeros_like(z) if mid is None else mid.contiguous())
         return [*found, *totals]
 
-    def _front(self, leg: InitialValue, inputs: list[Tensor]) -> tuple[Sequence[Tensor], Kept | None]:
-        """What a step gives, and what it keeps; None: it keeps nothing."""
+    def _front(self, leg: InitialValue, inputs: list[Tensor]) -> tuple[Sequence[Tensor], Kept]:
+        """What a step gives, and what it keeps."""
         flat = [*inputs, *self._fixed(leg)]
         halves = self._program("halves", leg.rows, flat, lambda: self._halves(leg, inputs))
-        if halves is None:
-            return self._functions(leg).step(*flat), None
-        results, values = halves.front(flat)
+        results, values = (self._functions(leg).step(*flat), ()) if halves is None else halves.front(flat)
         return results, Kept(halves, flat, values)
-
-    def _rest(self, kept: Kept, group: int, late: list[Any]) -> Sequence[Tensor]:
-        if not kept.halves.made(group):
-            with self.making("gradient of its estimates" if group else "gradient"), self.ambient():
-                kept.halves.make(group)
-        return kept.halves.rest(group, [*kept.inputs, *late], kept.values)
 
     def _run(self, name: str, leg: InitialValue, inputs: list[Tensor], late: Sequence[Tensor] = ()) -> Any:
         flat = [*inputs, *self._fixed(leg), *late]
@@ -258,7 +259,7 @@ class Engine(Stepper):
 
     def _halves(self, leg: InitialValue, inputs: list[Tensor]) -> Halves:
         """Of a step and its products; examples of what comes late are zeros."""
-        totals, rows = [x.new_zeros(x.shape) for x in self.wanted(leg)], inputs[2].new_zeros(leg.rows)
+        totals, rows = self.zeros(leg), inputs[2].new_zeros(leg.rows)
         late = self._late(leg, inputs[2], (None, None, rows, None, None), totals)
         outputs, early = self._outputs(leg), [*inputs, *self._flat]
         batched = self._batched(inputs, late[:outputs], totals)

@@ -47,9 +47,9 @@ class RungeKutta(Marching):
 
     compile: "on": steps and their gradients run as machine code, compiled at the first solve (about half a minute for a
     field, kept on disk; the answers are those of the eager loop to rounding); "off": never; "auto": once a field has
-    spent `compile_after` evaluations in solves that record gradients, where it is faster (`compilation.unprofitable`)
-    and a C++ compiler is there. What a field must not do to be compiled is said when it does: with "on" as ValueError,
-    with "auto" in the log.
+    spent `compile_after` evaluations in solves that record gradients, where a C++ compiler is there, and not in half
+    precision. What a field must not do to be compiled is said when it does: with "on" as ValueError, with "auto" in the
+    log.
 
     max_steps: attempted steps, of a row where rows step apart, before it fails. on_failure: "raise" a SolveError, or
     with "per_sample" also "mask": a row that fails has `stats.status` > 0 and NaN at the times it does not reach,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -144,8 +144,10 @@ def leaves(context: Any) -> list[Tensor]:
     return [leaf for _, part in _parts(context) for leaf in leaves(part)]
 
 
-def conditions(context: Any, integrands: Iterable[tuple[Any, Any]]) -> list[Tensor]:
+def conditions(context: Any, integrands: Sequence[tuple[Any, Any]]) -> list[Tensor]:
     """The leaves of the context and of the integrands' own contexts, in order."""
+    if context is None and not integrands:
+        return []
     return [*leaves(context), *(leaf for _, own in integrands for leaf in leaves(own))]
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
 from typing import Any, final
 
 import numpy
@@ -33,6 +34,16 @@ class Survey:
     tensors: list[Tensor]
     structure: Fingerprint
     attributes: Fingerprint
+
+    @cached_property
+    def detached(self) -> list[Tensor]:
+        """The tensors off the graph."""
+        return [x.detach() for x in self.tensors]
+
+    @cached_property
+    def trained(self) -> list[Tensor]:
+        """The tensors that need gradients."""
+        return [x for x in self.tensors if x.requires_grad]
 
 
 def survey(modules: Iterable[nn.Module], among: Container[Attribute] | None = None) -> Survey:
@@ -75,25 +86,28 @@ class Versions:
     """The versions of a field's attributes, by what its traced graphs have read of them.
 
     reads: attributes that were read in traces. volatile: those that the field writes itself, such as counters, which
-    are left out. known: each version's fingerprint.
+    are left out. known: each version's fingerprint. last: the survey that was last asked for, and its number.
     """
 
     reads: set[Attribute] = field(default_factory=set)
     volatile: set[Attribute] = field(default_factory=set)
     known: list[Fingerprint] = field(default_factory=list)
+    last: tuple[Survey, int] | None = None
 
     def number(self, now: Survey) -> int:
         """The number of this version, new or known."""
-        mine = self._of(now)
-        if mine not in self.known:
-            self.known.append(mine)
-        return self.known.index(mine)
+        if self.last is None or self.last[0] is not now:
+            mine = self._of(now)
+            if mine not in self.known:
+                self.known.append(mine)
+            self.last = now, self.known.index(mine)
+        return self.last[1]
 
     def settle(self, number: int, before: Survey, after: Survey) -> None:
         """A version was traced in between: from now on it is known by what was read, less what was written."""
         self.volatile |= {k for k, v in after.attributes.items() if before.attributes.get(k) != v}
         self.known = [{k: v for k, v in version.items() if k not in self.volatile} for version in self.known]
-        self.known[number] = self._of(after)
+        self.known[number], self.last = self._of(after), None
 
     def changing(self) -> str:
         """The names of what differs between the first version and the last."""
@@ -135,13 +149,13 @@ class Same:
         return isinstance(other, Same) and other.value is self.value
 
 
-_SCALARS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+SCALARS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
 def picture(value: Any, depth: int = DEPTH) -> Any:
     """What compares equal as long as a value, and all that it is made of, is the same; values of tensors aside."""
     kind = type(value)
-    if isinstance(value, _SCALARS):
+    if isinstance(value, SCALARS):
         return kind, value
     if isinstance(value, Tensor):
         return kind

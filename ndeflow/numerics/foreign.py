@@ -15,7 +15,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
 from ndeflow.numerics.mesh import Place, Rejection, SharedMesh
 from ndeflow.numerics.segments import wide
-from ndeflow.numerics.solution import Solution, SolveError, Solver, Stats, Step
+from ndeflow.numerics.solution import Counts, Solution, SolveError, Solver, Stats, Step
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.trace import finish
 
@@ -213,8 +213,5 @@ def _statistics(system: InitialValue, log: Log) -> Stats:
     if system.problem.keep_mesh:
         states = [system.state(z) for z in log.states]
         states = torch.stack(states, dim=1) if states else y0.new_zeros(system.rows, 0, *system.shape)
-    nfe, accepted, rejected, status = (
-        torch.full((system.rows,), count, device=y0.device)
-        for count in (system.calls, len(log.accepted), len(log.rejected), 0)
-    )
-    return Stats(nfe, accepted, rejected, status, mesh, states=states, backward_nfe=[0])
+    counts = Counts(system.rows, y0.device, system.calls, len(log.accepted), len(log.rejected))
+    return Stats(counts, mesh, states=states, backward_nfe=[0])

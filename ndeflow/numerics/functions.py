@@ -141,4 +141,4 @@ class Functions:
 
 
 def _sum(total: Tensor, part: Tensor | None) -> Tensor:
-    return total if part is None else total + part
+    return total.clone() if part is None else total + part  # never the total itself, which others may hold

@@ -66,7 +66,7 @@ class InsidePlan(Plan):
     def read(self, stacks: Sequence[Tensor]) -> Tensor:
         (stack,) = stacks
         kind = stack.dtype if stack.device.type == "mps" else torch.promote_types(stack.dtype, torch.float64)
-        weights = torch.tensor(self.weights, dtype=kind, device=stack.device)
+        weights = torch.from_numpy(self.weights).to(stack.device, kind)
         found = weights @ stack.flatten(1).to(kind)  # wide: neither autocast nor TF32 may round states
         return found.to(stack.dtype).unflatten(1, stack.shape[1:]).transpose(0, 1)
 
@@ -96,7 +96,8 @@ def numbered_plan(system: InitialValue, trace: Trace) -> EndsPlan | InsidePlan:
 
 
 def _inside(chosen: np.ndarray, kinds: str, weights: list[np.ndarray]) -> InsidePlan:
-    needed, index = np.unique(chosen, return_inverse=True)
-    matrix = np.zeros((len(chosen), len(kinds), len(needed)))
-    matrix[np.arange(len(chosen)), :, index] = np.stack(weights, axis=1)
-    return InsidePlan(needed.tolist(), kinds, matrix.reshape(len(chosen), -1))
+    read = np.bincount(chosen) > 0
+    needed, index = np.flatnonzero(read), read.cumsum()[chosen] - 1
+    matrix = np.zeros((len(kinds), len(chosen), len(needed)))
+    matrix[:, np.arange(len(chosen)), index] = weights
+    return InsidePlan(needed.tolist(), kinds, matrix.transpose(1, 0, 2).reshape(len(chosen), -1))

@@ -95,7 +95,8 @@ class Shared(Pace):
 
     def take(self, step: Step) -> None:
         assert step.ratio is not None
-        ratio = (torch.linalg.vector_norm(step.ratio.detach()).item() ** 2 / self.leg.moving) ** 0.5
+        sizes = step.ratio.detach()
+        ratio = (sizes.dot(sizes).item() / self.leg.moving) ** 0.5
         proposed = self.size * self.rules.controller.factor(ratio, self.previous, self.rules.order)
         if ratio <= 1.0:
             self.dtheta = max(proposed, self.dtheta) if self.last else proposed

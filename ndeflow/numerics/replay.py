@@ -44,8 +44,15 @@ def records(problem: Problem) -> bool:
     if not torch.is_grad_enabled():
         return False
     inputs = (problem.y0, problem.ts, *conditions(problem))
-    return any(x.requires_grad for x in inputs) or any(
-        x.requires_grad for m in modules(problem) for x in (*m.parameters(), *m.buffers())
+    return any(x.requires_grad for x in inputs) or any(map(_trains, modules(problem)))
+
+
+def _trains(module: nn.Module) -> bool:
+    """Whether a parameter or buffer of a module or its parts needs gradients, found in little time."""
+    return (
+        any([x is not None and x.requires_grad for x in module._parameters.values()])
+        or any([x is not None and x.requires_grad for x in module._buffers.values()])
+        or any([part is not None and _trains(part) for part in module._modules.values()])
     )
 
 

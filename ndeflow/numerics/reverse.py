@@ -132,23 +132,22 @@ class CompiledReverse(Reverse):
             with torch.enable_grad():
                 self.leg = self.tape.leg(self.system, node)
                 self.own = [x for x in self.leg.conditions() if x.requires_grad]
-            wanted = self.engine.wanted(self.leg)
-            zeros = [x.new_zeros(x.shape) for x in wanted]  # contiguous, whatever x is
+            zeros = self.engine.zeros(self.leg)
             self.modules, self.leaves = self.modules or zeros[: self.count], zeros[self.count :]
         return self.leg
 
     def _pull(
         self, n: int, leg: InitialValue, z1: Tensor | None, carry1: Gradients, inner: Gradients, k0: Tensor | None
     ) -> tuple[Tensor | None, Gradients]:
-        node = self.tape.trace.nodes[n]
-        t, h = leg.moment(node.theta, node.dtheta)
-        totals = [*self.modules, *self.leaves]
-        ends = [z1, carry1[0] if carry1 else None]
-        kept, self.tape.trace.kept[n] = self.tape.trace.kept[n], None  # let go; another backward pass takes it again
-        z, slope, totals = self.engine.pull(leg, (t, h, node.z, node.carry), [*ends, *inner], totals, kept)
+        node, trace, totals = self.tape.trace.nodes[n], self.tape.trace, [*self.modules, *self.leaves]
+        kept, trace.kept[n] = trace.kept[n], None  # let go; another backward pass takes the step again
+        if kept is None:
+            kept = self.engine.take(leg, *leg.moment(node.theta, node.dtheta), node.z, node.carry)
+        cotangents = [z1, carry1[0] if carry1 else None, *inner]
+        z, slope, totals = self.engine.pull(leg, kept, cotangents, totals)
         if node.fresh:
             slope = slope if k0 is None else slope + k0
-            more, totals = self.engine.pull_slope(leg, t, node.z, slope, totals)
+            more, totals = self.engine.pull_slope(leg, kept.inputs[0], node.z, slope, totals)
             z = z + more
         self.modules, self.leaves = totals[: self.count], totals[self.count :]
         return z, [] if node.fresh else [slope]

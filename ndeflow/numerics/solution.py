@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
@@ -26,13 +27,29 @@ class SolveError(RuntimeError):
         self.status = status
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What `Stats` counts, each (B,), or one number for all rows, of which a tensor is made when it is read."""
+
+    rows: int
+    device: torch.device
+    nfe: int | Tensor
+    accepted: int | Tensor
+    rejected: int | Tensor
+    status: int | Tensor = 0
+
+    def of_each(self, count: int | Tensor) -> Tensor:
+        """(B,) int64."""
+        return count if isinstance(count, Tensor) else torch.full((self.rows,), count, device=self.device)
+
+
 @dataclass
 class Stats:
     """The cost of a solve and its accepted mesh. B rows, N accepted steps.
 
-    nfe, accepted, rejected: (B,) int64. nfe counts the evaluations in which a row was computed, rejected steps
-    and starting heuristic included. status: (B,) int64, 0 solved; failed, where the solver masks failures: 1 state
-    or rate non-finite, 2 step size underflowed, 3 more than `max_steps` attempts.
+    counts: nfe, accepted, rejected and status, which are (B,) int64. nfe counts the evaluations in which a row was
+    computed, rejected steps and starting heuristic included. status: 0 solved; failed, where the solver masks failures:
+    1 state or rate non-finite, 2 step size underflowed, 3 more than `max_steps` attempts.
     mesh: where the solve stepped; it gives, when first read, `times` and `steps` (B, N), starts and sizes of the
     accepted steps, float64, never on the autograd graph, and `attempts`, the rejected steps among the accepted ones.
     error: (B, N), each row's tolerance-scaled RMS local error: sqrt(mean((e / (atol + rtol max(|y0|, |y1|)))^2)).
@@ -42,15 +59,28 @@ class Stats:
     backward_nfe: evaluations of the backward pass, filled by it: a one-element list holding a number.
     """
 
-    nfe: Tensor
-    accepted: Tensor
-    rejected: Tensor
-    status: Tensor
+    counts: Counts
     mesh: Mesh
     error: Tensor | None = None
     stiffness: Tensor | None = None
     states: Tensor | None = None
     backward_nfe: list[int] | None = None
+
+    @cached_property
+    def nfe(self) -> Tensor:
+        return self.counts.of_each(self.counts.nfe)
+
+    @cached_property
+    def accepted(self) -> Tensor:
+        return self.counts.of_each(self.counts.accepted)
+
+    @cached_property
+    def rejected(self) -> Tensor:
+        return self.counts.of_each(self.counts.rejected)
+
+    @cached_property
+    def status(self) -> Tensor:
+        return self.counts.of_each(self.counts.status)
 
     @property
     def times(self) -> Tensor:

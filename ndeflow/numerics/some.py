@@ -12,7 +12,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import leaves, replace_leaves
 from ndeflow.numerics.mesh import Attempts, Mesh
-from ndeflow.numerics.solution import Solution, Solver, Stats
+from ndeflow.numerics.solution import Counts, Solution, Solver, Stats
 
 
 def masks(solver: Solver) -> bool:
@@ -48,7 +48,9 @@ def some(solution: Solution, rows: Tensor) -> Solution:
         ts[rows] if ts.dim() == 2 else ts,
         solution.ys[rows],
         Stats(
-            *(x[rows] for x in (stats.nfe, stats.accepted, stats.rejected, stats.status)),
+            Counts(
+                len(rows), rows.device, *(x[rows] for x in (stats.nfe, stats.accepted, stats.rejected, stats.status))
+            ),
             mesh=SomeRows(stats.mesh, rows),
             error=_of(stats.error, rows),
             stiffness=_of(stats.stiffness, rows),

@@ -44,8 +44,8 @@ class Stepper(ABC):
 class Meter(Protocol):
     """Something that adds up evaluations."""
 
-    def count(self, evaluations: int, rows: int) -> None:
-        """Add evaluations of a batch of so many rows."""
+    def count(self, evaluations: int) -> None:
+        """Add evaluations."""
 
 
 @final
@@ -79,4 +79,4 @@ class Eager(Stepper):
 
     def close(self) -> None:
         if self.meter is not None:
-            self.meter.count(self.system.calls, self.system.rows)
+            self.meter.count(self.system.calls)

@@ -117,7 +117,7 @@ class System(ABC):
         Both numbers, or (B,), of each row.
         """
         if not isinstance(theta, Tensor):
-            return self.start.add(self.length, alpha=theta), self.length * dtheta
+            return self.start if theta == 0 else self.start.add(self.length, alpha=theta), self.length * dtheta
         theta, dtheta = self.column(theta), self.column(dtheta)
         return torch.addcmul(self.start, self.length, theta), self.length * dtheta
 

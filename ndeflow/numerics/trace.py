@@ -14,7 +14,7 @@ from ndeflow.numerics.mesh import Mesh, Place, Rejection, SharedMesh
 from ndeflow.numerics.numbered import numbered_plan
 from ndeflow.numerics.reading import Plan, shared_plan
 from ndeflow.numerics.rowwise import Failures, RowMesh, Table, Try, owners, row_plan
-from ndeflow.numerics.solution import Solution, Solver, Stats, Step
+from ndeflow.numerics.solution import Counts, Solution, Solver, Stats, Step
 from ndeflow.numerics.system import InitialValue
 
 
@@ -137,21 +137,16 @@ def finish(solver: Solver, system: InitialValue, packed: Tensor, stats: Stats) -
 
 def statistics(system: InitialValue, trace: Trace, error: Tensor | None, stiffness: Tensor | None) -> Stats:
     """The cost of a march, and its mesh."""
-    device, rows = system.problem.y0.device, system.rows
+    rows, failures = system.rows, trace.failures
     edges, (accepted, rejected) = system.segments.edges.detach(), trace.counts
 
-    if trace.failures is not None:
-        failed = trace.failures.failed.unsqueeze(1)
+    if failures is not None:
+        failed = failures.failed.unsqueeze(1)
         error, stiffness = (x if x is None else torch.where(failed, x.detach(), x) for x in (error, stiffness))
 
-    def each(count: int | Tensor) -> Tensor:
-        return count if isinstance(count, Tensor) else torch.full((rows,), count, device=device)
-
+    status = 0 if failures is None else failures.status
     return Stats(
-        nfe=each(trace.nfe),
-        accepted=each(accepted),
-        rejected=each(rejected),
-        status=each(0 if trace.failures is None else trace.failures.status),
+        Counts(rows, system.problem.y0.device, trace.nfe, accepted, rejected, status),
         mesh=RowMesh(edges, trace.z0.detach(), trace.tries) if trace.apart else _shared_mesh(edges, rows, trace),
         error=error,
         stiffness=stiffness,

@@ -13,7 +13,7 @@ from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import ByValue, Controlled
 from ndeflow.numerics.paths import Hermite, Linear
 from ndeflow.numerics.solve import solve
-from tests.numerics.compiling import OFF, ON, TS, Small, assert_alike, assert_right, programs
+from tests.numerics.compiling import HEUN, OFF, ON, TS, Small, assert_alike, assert_right, programs
 from tests.problems import Conditions, Driven, Mixed, Net, apart, start
 
 pytestmark = pytest.mark.usefixtures("traced")
@@ -193,6 +193,46 @@ def test_states_without_gradients_are_the_same():
         eager, compiled = (solve(field, start(), TS, solver=solver) for solver in (OFF, ON))
     assert apart(compiled.ys, eager.ys) < 1e-14 and not compiled.ys.requires_grad
     assert {name for entry in account(field).entries.values() for name, _ in entry.programs} == {"start", "step"}
+
+
+@pytest.mark.parametrize("batching", BOTH)
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()])
+def test_what_steps_keep_is_used_once_and_then_made_again(adjoint, batching):
+    """Direct evaluates again the slope at the start alone, until the graph is used a second time."""
+    field, y0 = Net(width=4), start().requires_grad_()
+    solver = RungeKutta(**HEUN, compile="on", batching=batching)
+    solution = solve(field, y0, TS[[0, -1]], solver=solver, adjoint=adjoint)
+    inputs, spent = [y0, *field.parameters()], []
+    found = []
+    for _ in range(2):
+        found.append(torch.autograd.grad(solution.ys.square().sum(), inputs, retain_graph=True))
+        spent.append(solution.stats.backward_nfe[0])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    forward = int(solution.stats.nfe.max())
+    if batching == "shared":
+        once = forward - 1 - 2 * int(solution.stats.rejected[0])  # all but the start's second and rejected steps
+        assert spent == ([1, 1 + once] if isinstance(adjoint, Direct) else [once, 2 * once])
+
+
+def test_gradients_may_be_written_to():
+    """What a solve gives back is nobody else's."""
+    field, y0 = Net(width=4), start().requires_grad_()
+    for _ in range(2):
+        solution = solve(field, y0, TS, solver=ON)
+        found = torch.autograd.grad(solution.ys.sum(), [y0, *field.parameters()])
+        wanted = torch.autograd.grad(solve(field, y0, TS, solver=OFF).ys.sum(), [y0, *field.parameters()])
+        assert all(apart(a, b) < 1e-12 for a, b in zip(found, wanted, strict=True))
+        for x in found:
+            x.fill_(7.0)
+
+
+def test_the_gradient_of_estimates_is_made_when_wanted_and_said(caplog):
+    field, y0 = Net(width=4), start().requires_grad_()
+    solution = solve(field, y0, TS[[0, -1]], solver=ON)
+    before, seconds = len(caplog.messages), account(field).seconds
+    solution.stats.error.sum().backward()
+    assert ["the gradient of its estimates" in line for line in caplog.messages[before:]] == [True, True]
+    assert account(field).seconds > seconds
 
 
 def test_the_mesh_is_kept():

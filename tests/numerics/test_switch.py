@@ -50,7 +50,7 @@ def test_a_field_is_switched_when_it_has_spent_enough_and_said_once(caplog):
     spend(field, solves=1, after=1)
     mine = account(field)
     spent = mine.evaluations
-    assert spent > 1 and mine.rows == 3 * spent and not mine.switched and said(caplog) == []
+    assert spent > 1 and not mine.switched and said(caplog) == []
     spend(field, after=spent)
     assert mine.switched and mine.compiled and mine.evaluations == spent and mine.seconds > 0
     first, second = said(caplog)
@@ -59,29 +59,6 @@ def test_a_field_is_switched_when_it_has_spent_enough_and_said_once(caplog):
     with torch.no_grad():
         spend(field)  # another setting, said already
     assert len(said(caplog)) == 2
-
-
-@pytest.mark.parametrize(
-    ("rows", "size", "width", "pays"),
-    [(4, 64, 256, True), (2048, 64, 256, False), (2048, 2, 64, True), (8192, 2, 64, True)],
-)
-def test_it_pays_unless_wide_layers_meet_many_rows(rows, size, width, pays, caplog):
-    field = Net(size, width)
-    field.net.append(nn.Linear(size, width)).append(nn.Linear(width, width)).append(nn.Linear(width, size))
-    spend(field, rows, size, solves=1)
-    account(field).switched = True
-    with torch.no_grad():
-        spend(field, rows, size, solves=2)
-    refused = [line for line in said(caplog) if "is not compiled: matrix products" in line]
-    assert len(refused) == (not pays)
-
-
-def test_the_mean_number_of_rows_decides_not_that_of_the_solve(caplog):
-    field = Net(64, 512)
-    account(field).load_state_dict({"evaluations": 100, "rows": 100 * 512, "switched": False})
-    spend(field, rows=2, size=64)
-    assert account(field).switched and not account(field).compiled
-    assert len(said(caplog)) == 1 and "matrix products" in caplog.text
 
 
 def test_half_precision_is_not_compiled(caplog):
@@ -95,7 +72,7 @@ def test_other_devices_are_not_compiled_for():
         class problem:  # noqa: N801
             y0 = torch.empty(2, 2, device="meta")
 
-    reason = compilation.unprofitable(Elsewhere, account(Net()))  # type: ignore[arg-type]
+    reason = compilation.unproven(Elsewhere)  # type: ignore[arg-type]
     assert reason is not None and "on meta is not known" in reason
 
 

@@ -93,7 +93,7 @@ def test_stopped_before_and_after_the_switch_a_run_ends_as_one_that_was_not(whol
 def test_the_table_and_the_checkpoint_say_from_where_on_it_is_compiled(whole, tmp_path):
     part, (_, rows, _), kept = whole
     mine = kept["accounts"]["model.dynamics"]
-    assert mine["switched"] and AFTER <= mine["evaluations"] < AFTER + 40 and mine["rows"] == 4 * mine["evaluations"]
+    assert mine["switched"] and AFTER <= mine["evaluations"] < AFTER + 40
     shown = [row["step"] for row in rows if "train/compiled" in row]
     if part != "plain":
         assert kept["steps"] == {} and shown == []
