@@ -55,12 +55,16 @@ class Mesh(ABC):
 @final
 @dataclass(frozen=True)
 class SharedMesh(Mesh):
-    """The steps that all rows attempted together. edges: (S + 1,) or (S + 1, B), of the segments, detached."""
+    """The steps that all rows attempted together.
+
+    edges: (S + 1,) or (S + 1, B), of the segments, detached. numbers: they as plain numbers, where these are known.
+    """
 
     edges: Tensor
     rows: int
     accepted: Sequence[Place]
     rejected: Sequence[Rejection] = ()
+    numbers: Sequence[float] | None = None
 
     def steps(self) -> tuple[Tensor, Tensor]:
         return self._spans(self.accepted)
@@ -77,6 +81,13 @@ class SharedMesh(Mesh):
         return Attempts(times[:, order], steps[:, order], error, accepted.expand(self.rows, -1)[:, order])
 
     def _spans(self, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
+        if self.numbers is not None:
+            ends = [self.numbers[place.segment : place.segment + 2] for place in places]
+            lengths = [end - start for start, end in ends]
+            times = [start + p.theta * length for (start, _), p, length in zip(ends, places, lengths, strict=True)]
+            sizes = [p.dtheta * length for p, length in zip(places, lengths, strict=True)]
+            found = self.edges.new_tensor([times, sizes]).unsqueeze(1).expand(-1, self.rows, -1)
+            return found[0], found[1]
         segment = [place.segment for place in places]
         start, length = (x[segment].movedim(0, -1) for x in (self.edges[:-1], self.edges.diff(dim=0)))
         fractions = self.edges.new_tensor([place[1:] for place in places]).view(-1, 2)

@@ -147,7 +147,7 @@ def statistics(system: InitialValue, trace: Trace, error: Tensor | None, stiffne
     status = 0 if failures is None else failures.status
     return Stats(
         Counts(rows, system.problem.y0.device, trace.nfe, accepted, rejected, status),
-        mesh=RowMesh(edges, trace.z0.detach(), trace.tries) if trace.apart else _shared_mesh(edges, rows, trace),
+        mesh=RowMesh(edges, trace.z0.detach(), trace.tries) if trace.apart else _shared_mesh(system, trace),
         error=error,
         stiffness=stiffness,
         states=_states(system, trace) if system.problem.keep_mesh else None,
@@ -155,9 +155,9 @@ def statistics(system: InitialValue, trace: Trace, error: Tensor | None, stiffne
     )
 
 
-def _shared_mesh(edges: Tensor, rows: int, trace: Trace) -> Mesh:
-    places = [Place(node.segment, node.theta, node.dtheta) for node in trace.nodes]
-    return SharedMesh(edges, rows, places, trace.rejections)
+def _shared_mesh(system: InitialValue, trace: Trace) -> Mesh:
+    places, segments = [Place(node.segment, node.theta, node.dtheta) for node in trace.nodes], system.segments
+    return SharedMesh(segments.edges.detach(), system.rows, places, trace.rejections, segments.numbers)
 
 
 def _states(system: InitialValue, trace: Trace) -> Tensor:

@@ -45,22 +45,21 @@ class GlobalError(Regularizer):
             )
 
     def penalty(self, model: Any, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
-        totals = [self._of(one.solution) for one in solved]
-        return torch.stack(totals).sum()
+        total, *others = [self._of(one.solution) for one in solved]
+        return sum(others, start=total)
 
     def _of(self, solution: Solution) -> Tensor:
         stats, solver = solution.stats, solution.solver
         if stats.error is None:
             raise ValueError("expected a solve with local error estimates, got none; use an adaptive solver")
-        sizes = stats.steps.abs().to(stats.error.dtype)
+        sizes, rows = stats.steps.abs().to(stats.error.dtype), len(stats.error)
         if isinstance(solver, RungeKutta) and solver.apart:
             return self._aggregated(stats.error * sizes, stats.accepted).mean()
-        shared = stats.error.square().mean(dim=0)
-        error = (shared + torch.finfo(shared.dtype).tiny).sqrt()
-        return self._aggregated((error * sizes.mean(dim=0))[None], stats.accepted[:1]).sum()
+        error = torch.linalg.vector_norm(stats.error, dim=0)  # its gradient at 0 is 0
+        return self._aggregated(error * (sizes.mean(dim=0) / rows**0.5), stats.accepted[0])
 
     def _aggregated(self, terms: Tensor, counts: Tensor) -> Tensor:
-        """Of terms (R, N), the first `counts` (R,) of each row, by row: (R,)."""
+        """Of terms (N,) or (R, N), the first `counts` of each row: 0-dim or (R,)."""
         if self.aggregate == "max":
-            return terms.amax(dim=1)
-        return terms.sum(dim=1) if self.aggregate == "sum" else terms.sum(dim=1) / counts.clamp(min=1)
+            return terms.amax(dim=-1)
+        return terms.sum(dim=-1) if self.aggregate == "sum" else terms.sum(dim=-1) / counts.clamp(min=1)
