@@ -67,7 +67,7 @@ def test_every_system_of_every_case_is_known():
 def test_systems_take_turns_and_each_round_begins_with_another():
     calls: list[str] = []
     times = interleaved([lambda: calls.append("a"), lambda: calls.append("b")], 2)
-    assert "".join(calls) == "aabb" + "bbaa" and len(times) == 2
+    assert "".join(calls) == "aaabbb" + "bbbaaa" and len(times) == 2
 
 
 def test_times():

@@ -11,6 +11,8 @@ from dataclasses import astuple, dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+WARM = 2  # calls before the one that is timed
+
 
 @dataclass(frozen=True)
 class Times:
@@ -40,9 +42,10 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
 
 
 def interleaved(calls: Sequence[Callable[[], object]], repeats: int) -> list[Times]:
-    """Of each call, by turns: in every round each is called twice and timed the second time, its caches warm.
+    """Of each call, by turns: in every round each is called three times and timed the third, its caches warm.
 
-    Each round begins with another call. The garbage collector runs between rounds only.
+    For a training loop calls the same again and again. Each round begins with another call. The garbage collector runs
+    between rounds only.
     """
     samples: list[list[tuple[float, float]]] = [[] for _ in calls]
     gc.disable()
@@ -51,7 +54,8 @@ def interleaved(calls: Sequence[Callable[[], object]], repeats: int) -> list[Tim
             gc.collect()
             for place in range(len(calls)):
                 number = (turn + place) % len(calls)
-                calls[number]()
+                for _ in range(WARM):
+                    calls[number]()
                 samples[number].append(timed(calls[number]))
     finally:
         gc.enable()
