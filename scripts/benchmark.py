@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -62,18 +63,25 @@ def start_with(settings: Mapping[str, str]) -> None:
 
 
 def measured(options: argparse.Namespace) -> list[Block]:
-    """Print each block as soon as it is there."""
+    """Measure each case in a process of its own, free of traces of the others; print its block when it is there."""
+    from benchmarking.table import table
+
+    blocks: list[Block] = []
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for name in options.cases or DEFAULT:
+            blocks.append(pool.apply(block, (name, options)))
+            print(f"\n{table(blocks[-1])}", flush=True)
+    return blocks
+
+
+def block(name: str, options: argparse.Namespace) -> Block:
+    """Measure one case."""
     import torch  # with the environment that `start_with` has made sure of
 
     from benchmarking.block import measure
-    from benchmarking.table import table
 
     torch.set_num_threads(options.threads)
-    blocks: list[Block] = []
-    for name in options.cases or DEFAULT:
-        blocks.append(measure(CASES[name], options.systems, torch.device(options.device), options.repeats))
-        print(f"\n{table(blocks[-1])}", flush=True)
-    return blocks
+    return measure(CASES[name], options.systems, torch.device(options.device), options.repeats)
 
 
 def main(words: Sequence[str] | None = None) -> int:
