@@ -124,4 +124,5 @@ def test_all_commands_are_known(desk):
     assert {" ".join(c[:2]) if c[0] == "python" else c[0] for c in others} <= {
         "scripts/test",
         "python scripts/reproduce.py",
+        "python scripts/benchmark.py",
     }

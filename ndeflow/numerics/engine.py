@@ -21,6 +21,7 @@ from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stepper import Stepper
 from ndeflow.numerics.system import InitialValue
 
+SAID = {"halves": "step and gradient", "slope_product": "gradient of a slope"}  # where a name is not plain enough
 VARIANTS = 2  # programs of one function, beside those for a single row: a field may branch on shapes once
 
 Totals = Sequence[Tensor]
@@ -164,7 +165,7 @@ class Engine(Stepper):
             found = self._functions(leg).step_products(*inputs)[self._outputs(leg) + group * (2 + len(totals)) :]
         else:
             if not kept.halves.made(group):
-                with self.making("gradient of its estimates" if group else "gradient"), self.ambient():
+                with self.making("gradient of the estimates" if group else "gradient"), self.ambient():
                     kept.halves.make(group)
             found = kept.halves.rest(group, inputs, kept.values)
         return found[0], found[1], found[2 : 2 + len(totals)]
@@ -180,10 +181,10 @@ class Engine(Stepper):
     def wanted(self, leg: InitialValue) -> list[Tensor]:
         """The tensors that get gradients, in the order of the totals: module tensors, then the segment's leaves."""
         self._fixed(leg)
-        reached = [self.tensors[i] for i in self.entry.reached]
-        return (
-            [*reached, *(x for x, needs in zip(self._own, self._needs, strict=True) if needs)] if self._own else reached
-        )
+        found = [self.tensors[i] for i in self.entry.reached]
+        if self._own:
+            found += [x for x, needs in zip(self._own, self._needs, strict=True) if needs]
+        return found
 
     def zeros(self, leg: InitialValue) -> list[Tensor]:
         """Totals to start from; those of the modules are never written to, and always the same."""
@@ -244,7 +245,7 @@ class Engine(Stepper):
         made = None
         if len(programs) < VARIANTS:
             try:
-                with self.making(name.replace("_", " ")), self.ambient(), noted(self.entry.reads):
+                with self.making(SAID.get(name, name)), self.ambient(), noted(self.entry.reads):
                     made = make()
             except Refusal:
                 if not self.entry.prepared:

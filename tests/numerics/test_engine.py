@@ -231,7 +231,7 @@ def test_the_gradient_of_estimates_is_made_when_wanted_and_said(caplog):
     solution = solve(field, y0, TS[[0, -1]], solver=ON)
     before, seconds = len(caplog.messages), account(field).seconds
     solution.stats.error.sum().backward()
-    assert ["the gradient of its estimates" in line for line in caplog.messages[before:]] == [True, True]
+    assert ["the gradient of the estimates" in line for line in caplog.messages[before:]] == [True, True]
     assert account(field).seconds > seconds
 
 
