@@ -59,11 +59,16 @@ def audit(graph: fx.GraphModule) -> None:
             raise Refusal(_READS)
         if torch.Tag.nondeterministic_seeded in node.target.tags and _argument(node, "dropout_p") != 0:
             raise Refusal(f"it draws random numbers ({node.target.name()}), {_DRAWN}")
-        if node.target._schema.is_mutable and _origin(_written(node)).op == "placeholder":
+        if writes(node) and _origin(_written(node)).op == "placeholder":
             raise Refusal(
                 f"it writes into its arguments, parameters or buffers ({node.target.name()}); "
                 "write into a copy, or for a layer that does so in training mode call .eval()"
             )
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether it is an operation that writes into an argument."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _argument(node: fx.Node, name: str) -> Any:

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from ndeflow.numerics.allocator import keep_freed_memory
-from ndeflow.numerics.audit import Refusal, audit, explain, steady
+from ndeflow.numerics.audit import Refusal, audit, explain, steady, writes
 from ndeflow.numerics.partition import cut
 from ndeflow.numerics.rewrites import Rewriter
 from ndeflow.numerics.sums import join_sums
@@ -148,7 +148,7 @@ class Traced:
             except Exception as error:
                 raise Refusal(explain(error)) from error
             audit(self.graph)
-            if any(map(_writes, self.graph.graph.nodes)):
+            if any(map(writes, self.graph.graph.nodes)):
                 self.graph = make_fx(functionalize(self.graph), tracing_mode="real")(*fakes)
             _attach(self.graph)
             join_sums(self.graph)
@@ -170,10 +170,6 @@ def _attach(graph: fx.GraphModule) -> None:
         if node.target is torch.ops.aten.detach.default:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-
-
-def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _placeholders(graph: fx.GraphModule) -> list[fx.Node]:
