@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,14 +26,14 @@ def cut(graph: fx.GraphModule, groups: Sequence[int]) -> Parts:
     views, sizes and lone numbers: these are made again from what they are made of. Columns of the former are put
     together in front, and it is these that are kept.
     """
-    results = list(next(iter(reversed(graph.graph.nodes))).args[0])
+    results: Any = graph.graph.output_node().args[0]
     first, later = results[: groups[0]], results[groups[0] :]
-    ahead = _ancestors(first, lambda x: x.op == "placeholder")
+    ahead = _ancestors(first)
     _put_ahead(graph.graph, ahead)
     nodes = list(graph.graph.nodes)
     arguments = [x for x in nodes if x.op == "placeholder"]
     known = ahead - {x for x in ahead if x.op != "placeholder" and _again(x)}
-    read = _ancestors(later, known.__contains__) & known
+    read = _ancestors(later, known) & known
     kept = [x for x in nodes if x in read and x.op != "placeholder"]
     rests = []
     for count in groups[1:]:
@@ -42,15 +42,15 @@ def cut(graph: fx.GraphModule, groups: Sequence[int]) -> Parts:
     return Parts(_extract(graph, arguments, [*first, *kept]), rests)
 
 
-def _ancestors(nodes: Sequence[fx.Node], stop: Callable[[fx.Node], bool]) -> set[fx.Node]:
-    """All that nodes are made of, themselves included, back to where it stops."""
+def _ancestors(nodes: Sequence[fx.Node], stop: Container[fx.Node] = ()) -> set[fx.Node]:
+    """All that nodes are made of, themselves included, back to those at which it stops."""
     found: set[fx.Node] = set()
     stack = list(nodes)
     while stack:
         node = stack.pop()
         if node not in found:
             found.add(node)
-            stack += [] if stop(node) else node.all_input_nodes
+            stack += [] if node in stop else node.all_input_nodes
     return found
 
 
@@ -99,7 +99,7 @@ def _extract(graph: fx.GraphModule, inputs: Sequence[fx.Node], outputs: Sequence
     for node in inputs:
         copies[node] = new.placeholder(node.name)
         copies[node].meta.update(node.meta)
-    needed = _ancestors(outputs, copies.__contains__)
+    needed = _ancestors(outputs, copies)
     for node in graph.graph.nodes:
         if node in needed and node not in copies:
             copies[node] = new.node_copy(node, copies.__getitem__)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ndeflow import solve
-from ndeflow.numerics import compilation, compiled
+from ndeflow.numerics import compilation
 from ndeflow.numerics.accounts import account, known
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import ByValue, Controlled
+
+pytestmark = pytest.mark.usefixtures("traced")
 
 TS = torch.tensor([0.0, 1.0])
 
@@ -24,11 +26,6 @@ class Net(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return self.net(y)
-
-
-@pytest.fixture(autouse=True)
-def uncompiled(monkeypatch):
-    monkeypatch.setattr(compiled, "lower", lambda graph: lambda inputs: graph.forward(*inputs))
 
 
 def said(caplog) -> list[str]:
