@@ -52,7 +52,7 @@ class Task(Clipped, ABC):
         self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed
         self.meter = Meter()
         self._averages = Averages()
-        self._solutions: tuple[Solution, ...] = ()
+        self._backward_nfe: list[list[int]] = []  # of each solve of this step, to be filled by the backward pass
         self._failed: list[Tensor] = []  # (B,) bool of each step of this epoch
 
     @abstractmethod
@@ -88,7 +88,7 @@ class Task(Clipped, ABC):
         self.model.reseed(mix(self.seed, self.global_step))
         with self.model.prepared(self.regularizers) as preparation:
             output = self.model(batch)
-        self._solutions = output.solutions
+        self._backward_nfe = [s.stats.backward_nfe for s in output.solutions if s.stats.backward_nfe is not None]
         self.meter.add(**cost(output.solutions, "train"))
         left = remaining(output, batch, preparation.solved)
         self._count(left.failed)
@@ -116,10 +116,14 @@ class Task(Clipped, ABC):
         if self._failed:
             check_failures(float(torch.cat(self._failed).double().mean()), "training")
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, and the graph is let go at once instead of after the optimizer step."""
+        super().backward(loss, *args, **kwargs)
+        loss.detach_()
+
     def on_after_backward(self) -> None:
-        backward = [s.stats.backward_nfe[0] for s in self._solutions if s.stats.backward_nfe]
-        self.meter.add({"train/backward_nfe": float(sum(backward))})
-        self._solutions = ()
+        self.meter.add({"train/backward_nfe": float(sum(nfe for (nfe,) in self._backward_nfe))})
+        self._backward_nfe = []
 
     def on_validation_epoch_start(self) -> None:
         self._averages = Averages()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, final
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 Value = Tensor | float
 Reduce = Callable[[Tensor, str], Tensor]
+Row = Tensor | list[float]
+Rows = dict[tuple[str, ...], list[Row]]  # names -> their values at each of the steps
 
 
 @final
@@ -17,13 +19,14 @@ class Meter:
     """Means and maxima over training steps.
 
     A step calls `add` as often as it likes; `commit` closes the step; `discard` forgets an unfinished one, as if it
-    had not begun. A name's mean is taken over the times it was added. Committing costs one stack and one addition.
+    had not begun. A name's mean is taken over the times it was added. Committing costs one stack; sums are taken, and
+    numbers read off the device, when they are asked for.
     """
 
     def __init__(self) -> None:
         self._pending: tuple[dict[str, list[Value]], dict[str, list[Value]]] = ({}, {})
-        self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}
-        self._maxima: dict[tuple[str, ...], Tensor] = {}
+        self._values: Rows = {}
+        self._maxima: Rows = {}
 
     def add(self, values: Mapping[str, Value], maxima: Mapping[str, Value] | None = None) -> None:
         """Note scalars of the current step: `values` to be averaged, `maxima` of which the largest is kept.
@@ -35,14 +38,10 @@ class Meter:
                 place.setdefault(name, []).append(_scalar(name, value))
 
     def commit(self) -> None:
-        """Take what was added since the last call into the means and maxima."""
-        values, maxima = self._pending
-        for names, stacked in _stacked(values):
-            total, count = self._sums.get(names, (torch.zeros_like(stacked), 0))
-            self._sums[names] = total.to(stacked.device) + stacked, count + 1
-        for names, stacked in _stacked(maxima):
-            kept = self._maxima.get(names, stacked)
-            self._maxima[names] = torch.maximum(kept.to(stacked.device), stacked)
+        """Keep what was added since the last call."""
+        for pending, rows in zip(self._pending, (self._values, self._maxima), strict=True):
+            for names, row in _rounds(pending):
+                rows.setdefault(names, []).append(row)
         self.discard()
 
     def discard(self) -> None:
@@ -51,32 +50,29 @@ class Meter:
 
     def peek(self, reduce: Reduce | None = None) -> dict[str, float]:
         """Means and maxima so far. `reduce(tensor, "mean" or "max")` combines those of several processes."""
-        means = _merged([(names, total, count) for names, (total, count) in self._sums.items()], torch.add)
-        largest = _merged([(names, kept, 1) for names, kept in self._maxima.items()], torch.maximum)
+        means = {name: total / count for name, (total, count) in _totals(self._values).items()}
         found: dict[str, float] = {}
-        for entries, how in ((means, "mean"), (largest, "max")):
+        for entries, how in ((means, "mean"), (_largest(self._maxima), "max")):
             if entries:
-                values = torch.stack([total / count if how == "mean" else total for total, count in entries.values()])
+                values = torch.stack(list(entries.values()))
                 found |= zip(entries, (values if reduce is None else reduce(values, how)).tolist(), strict=True)
         return found
 
     def flush(self, reduce: Reduce | None = None) -> dict[str, float]:
         """As `peek`, and start anew."""
         found = self.peek(reduce)
-        self._sums, self._maxima = {}, {}
+        self._values, self._maxima = {}, {}
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Committed sums and maxima, as plain values and tensors: an average can go on after a resume, exactly."""
-        return {
-            "sums": [[list(names), total.clone(), count] for names, (total, count) in self._sums.items()],
-            "maxima": [[list(names), kept.clone()] for names, kept in self._maxima.items()],
-        }
+        """What was committed, as plain values and tensors: an average can go on after a resume, exactly."""
+        kinds = {"values": self._values, "maxima": self._maxima}
+        return {kind: [[list(names), _gathered(r)] for names, r in rows.items()] for kind, rows in kinds.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over another meter's state; what this one held is dropped."""
-        self._sums = {tuple(names): (total, count) for names, total, count in state["sums"]}
-        self._maxima = {tuple(names): kept for names, kept in state["maxima"]}
+        kinds = (state["values"], state["maxima"])
+        self._values, self._maxima = ({tuple(names): list(rows) for names, rows in kind} for kind in kinds)
         self.discard()
 
 
@@ -94,33 +90,40 @@ def _scalar(name: str, value: Value) -> Value:
     return value.detach() if value.ndim == 0 else value.detach().reshape(())
 
 
-def _stacked(pending: dict[str, list[Value]]) -> list[tuple[tuple[str, ...], Tensor]]:
-    """Each round of additions as names and one tensor (K,) of what was given as tensors, and one of what was not.
-
-    float64 where the device has it.
-    """
-    rounds = []
-    for place in range(max((len(v) for v in pending.values()), default=0)):
+def _rounds(pending: dict[str, list[Value]]) -> Iterator[tuple[tuple[str, ...], Row]]:
+    """Each round of additions: names, and a copy of their values; tensors (K,) and numbers apart."""
+    for place in range(max(map(len, pending.values()), default=0)):
         chosen = {name: values[place] for name, values in pending.items() if place < len(values)}
         tensors = {name: value for name, value in chosen.items() if isinstance(value, Tensor)}
-        numbers = {name: value for name, value in chosen.items() if name not in tensors}
+        numbers = {name: value for name, value in chosen.items() if not isinstance(value, Tensor)}
         device = next((t.device for t in tensors.values() if t.device.type != "cpu"), torch.device("cpu"))
-        dtype = torch.float32 if device.type == "mps" else torch.float64
         if tensors:
-            stacked = torch.stack([t if t.device == device else t.to(device) for t in tensors.values()])
-            rounds.append((tuple(tensors), stacked.to(dtype)))
+            yield tuple(tensors), torch.stack([t if t.device == device else t.to(device) for t in tensors.values()])
         if numbers:
-            rounds.append((tuple(numbers), torch.tensor(list(numbers.values()), dtype=dtype, device=device)))
-    return rounds
+            yield tuple(numbers), list(numbers.values())
 
 
-def _merged(
-    entries: list[tuple[tuple[str, ...], Tensor, int]], combine: Callable[[Tensor, Tensor], Tensor]
-) -> dict[str, tuple[Tensor, int]]:
-    """Name -> combined 0-dim tensor and count, from tensors (K,) of K names each."""
+def _gathered(rows: list[Row]) -> Tensor:
+    """Rows of K values each, of as many steps, as one tensor (N, K); float64 where the device has it."""
+    device = next((row.device for row in reversed(rows) if isinstance(row, Tensor)), torch.device("cpu"))
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.stack([torch.as_tensor(row, dtype=dtype, device=device) for row in rows])
+
+
+def _totals(rows: Rows) -> dict[str, tuple[Tensor, int]]:
+    """Name -> sum (0-dim) and count."""
     found: dict[str, tuple[Tensor, int]] = {}
-    for names, tensor, count in entries:
-        for name, value in zip(names, tensor, strict=True):
-            before = found.get(name)
-            found[name] = (value, count) if before is None else (combine(before[0], value), before[1] + count)
+    for names, kept in rows.items():
+        for name, value in zip(names, _gathered(kept).sum(dim=0), strict=True):
+            total, count = found.get(name, (0.0, 0))
+            found[name] = value + total, count + len(kept)
+    return found
+
+
+def _largest(rows: Rows) -> dict[str, Tensor]:
+    """Name -> maximum (0-dim)."""
+    found: dict[str, Tensor] = {}
+    for names, kept in rows.items():
+        for name, value in zip(names, _gathered(kept).amax(dim=0), strict=True):
+            found[name] = torch.maximum(found[name], value) if name in found else value
     return found

@@ -79,7 +79,7 @@ class Saver(Callback):
     """Writes last.ckpt at the start of a training batch, the one place from which Lightning resumes exactly.
 
     It does so at the first batch, every `every_seconds`, and wherever validation or the end of the epoch follows the
-    batch; where that would take more than half a percent of the time (short epochs), as often as it does not.
+    batch; where that would take more than a thousandth of the time (short epochs), as often as it does not.
     Loggers are saved first, so that the files on disk are never behind the checkpoint; on resuming, rows of the
     table that are ahead of it are dropped.
     """
@@ -124,7 +124,7 @@ class Saver(Callback):
 
     def _due(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         since = time.perf_counter() - self._saved_at
-        return since >= self.every_seconds or (since >= 200 * self._cost and pause_follows(trainer, batch_idx))
+        return since >= self.every_seconds or (since >= 1000 * self._cost and pause_follows(trainer, batch_idx))
 
 
 def _version(buffer: Tensor) -> int:
