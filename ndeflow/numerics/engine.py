@@ -101,6 +101,7 @@ class Engine(Stepper):
         self.stages = len(solver.tableau.c) - 1
         self.ambient = replay.Ambient.of(y0)
         self._leg: InitialValue | None = None
+        self._none: dict[torch.Size, Tensor] = {}
 
     def prepare(self, backward: bool) -> None:
         """Make the programs of a forward or a backward pass; the first of a field raise `Refusal`."""
@@ -213,16 +214,23 @@ class Engine(Stepper):
     def _late(self, leg: InitialValue, z: Tensor, cotangents: Sequence[Tensor | None], totals: Totals) -> list[Any]:
         """Cotangents of what a step gives, zeros for None, and totals; None for those that no one gave."""
         ends, (ratio, stiffness, mid) = cotangents[:2], cotangents[2:]
-        found: list[Any] = [torch.zeros_like(z) if c is None else c.contiguous() for c in ends]
+        found: list[Any] = [self._given(c, z.shape) for c in ends]
         if ratio is None and stiffness is None and mid is None:
             return [*found, *[None] * (self._outputs(leg) - 2), *totals]
-        rows = z.new_zeros(len(z))
-        found.append(rows if ratio is None else ratio.contiguous())
+        found.append(self._given(ratio, z.shape[:1]))
         if self.solver.tableau.stiffness:
-            found.append(rows if stiffness is None else stiffness.contiguous())
+            found.append(self._given(stiffness, z.shape[:1]))
         if leg.dense:
-            found.append(torch.zeros_like(z) if mid is None else mid.contiguous())
+            found.append(self._given(mid, z.shape))
         return [*found, *totals]
+
+    def _given(self, cotangent: Tensor | None, shape: torch.Size) -> Tensor:
+        """A cotangent as programs take it; for None zeros, always the same: they are never written to."""
+        if cotangent is not None:
+            return cotangent.contiguous()
+        if shape not in self._none:
+            self._none[shape] = self.system.problem.y0.new_zeros(shape)
+        return self._none[shape]
 
     def _front(self, leg: InitialValue, inputs: list[Tensor]) -> tuple[Sequence[Tensor], Kept]:
         """What a step gives, and what it keeps."""

@@ -69,6 +69,12 @@ class SharedMesh(Mesh):
     def steps(self) -> tuple[Tensor, Tensor]:
         return self._spans(self.accepted)
 
+    def sizes(self) -> Tensor:
+        """(N,), absolute sizes of the accepted steps, on average over rows."""
+        if self.numbers is None:
+            return self.steps()[1].abs().mean(dim=0)
+        return self.edges.new_tensor([abs(p.dtheta * self._length(p, self.numbers)) for p in self.accepted])
+
     def attempts(self, error: Tensor | None) -> Attempts:
         count = len(self.accepted)
         keys = [*(n + 0.5 for n in range(count)), *(rejection.after for rejection in self.rejected)]
@@ -82,9 +88,8 @@ class SharedMesh(Mesh):
 
     def _spans(self, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
         if self.numbers is not None:
-            ends = [self.numbers[place.segment : place.segment + 2] for place in places]
-            lengths = [end - start for start, end in ends]
-            times = [start + p.theta * length for (start, _), p, length in zip(ends, places, lengths, strict=True)]
+            lengths = [self._length(place, self.numbers) for place in places]
+            times = [self.numbers[p.segment] + p.theta * length for p, length in zip(places, lengths, strict=True)]
             sizes = [p.dtheta * length for p, length in zip(places, lengths, strict=True)]
             found = self.edges.new_tensor([times, sizes]).unsqueeze(1).expand(-1, self.rows, -1)
             return found[0], found[1]
@@ -93,3 +98,7 @@ class SharedMesh(Mesh):
         fractions = self.edges.new_tensor([place[1:] for place in places]).view(-1, 2)
         times, steps = start + fractions[:, 0] * length, fractions[:, 1] * length
         return times.expand(self.rows, -1), steps.expand(self.rows, -1)
+
+    def _length(self, place: Place, numbers: Sequence[float]) -> float:
+        """Of the segment of a step."""
+        return numbers[place.segment + 1] - numbers[place.segment]

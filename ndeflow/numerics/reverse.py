@@ -33,11 +33,11 @@ class Reverse(ABC):
         """The gradients, from cotangents of the tape's outputs."""
         trace, reads = self.tape.trace, Reads.of(self.tape.plan, stacks)
         z, carry = reads.states.get(len(trace.nodes)), []
+        estimates = [None if x is None else trace.of_steps(x) for x in (error, stiffness)]
         for n in reversed(range(len(trace.nodes))):
             rows, count = trace.nodes[n].rows, len(trace.z0)
             after = [replay.taken(x, rows) for x in (z, *carry)]
-            estimates = [None if x is None else trace.of_step(x, n) for x in (error, stiffness)]
-            before, carry0 = self._step(n, after[0], after[1:], reads, estimates)
+            before, carry0 = self._step(n, after[0], after[1:], reads, [x if x is None else x[n] for x in estimates])
             z, carry = replay.put(z, rows, before, count), replay.put_all(carry, rows, carry0, count)
         z = replay.plus(z, reads.start)
         edges, *rest = self._close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -85,14 +86,11 @@ class Trace:
         """Which row took which steps, where rows step apart."""
         return Table(owners([node.rows for node in self.nodes], self.z0), len(self.z0))
 
-    def of_step(self, x: Tensor, n: int) -> Tensor:
-        """Column n of (B, N), or where rows step apart, the entries (L,) of the rows of step n."""
-        return x[self._places[n]] if self.apart else x[:, n]
-
-    @cached_property
-    def _places(self) -> list[tuple[Tensor, Tensor]]:
-        sizes = [len(node.z) for node in self.nodes]
-        return list(zip(self.table.owner.split(sizes), self.table.rank.split(sizes), strict=True))
+    def of_steps(self, x: Tensor) -> Sequence[Tensor]:
+        """(B, N) as its N columns, or where rows step apart, as the entries (L,) of the rows of each step."""
+        if not self.apart:
+            return x.t().contiguous().unbind()
+        return x[self.table.owner, self.table.rank].split([len(node.z) for node in self.nodes])
 
     @property
     def counts(self) -> tuple[int | Tensor, int | Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ndeflow.contracts import Decay, Output, Regularizer, Solved
 from ndeflow.numerics.explicit import RungeKutta
+from ndeflow.numerics.mesh import SharedMesh
 from ndeflow.numerics.solution import Solution
 
 
@@ -49,17 +50,18 @@ class GlobalError(Regularizer):
         return sum(others, start=total)
 
     def _of(self, solution: Solution) -> Tensor:
-        stats, solver = solution.stats, solution.solver
+        stats, mesh = solution.stats, solution.stats.mesh
         if stats.error is None:
             raise ValueError("expected a solve with local error estimates, got none; use an adaptive solver")
-        sizes, rows = stats.steps.abs().to(stats.error.dtype), len(stats.error)
-        if isinstance(solver, RungeKutta) and solver.apart:
-            return self._aggregated(stats.error * sizes, stats.accepted).mean()
+        if not isinstance(mesh, SharedMesh):
+            return self._aggregated(stats.error, stats.steps.abs(), stats.accepted.clamp(min=1)).mean()
         error = torch.linalg.vector_norm(stats.error, dim=0)  # its gradient at 0 is 0
-        return self._aggregated(error * (sizes.mean(dim=0) / rows**0.5), stats.accepted[0])
+        return self._aggregated(error, mesh.sizes() / len(stats.error) ** 0.5, max(len(error), 1))
 
-    def _aggregated(self, terms: Tensor, counts: Tensor) -> Tensor:
-        """Of terms (N,) or (R, N), the first `counts` of each row: 0-dim or (R,)."""
+    def _aggregated(self, error: Tensor, sizes: Tensor, counts: Tensor | int) -> Tensor:
+        """Of the terms E h (N,) or (R, N), `counts` of each row: 0-dim or (R,)."""
+        sizes = sizes.to(error.dtype)
         if self.aggregate == "max":
-            return terms.amax(dim=-1)
-        return terms.sum(dim=-1) if self.aggregate == "sum" else terms.sum(dim=-1) / counts.clamp(min=1)
+            return (error * sizes).amax(dim=-1)
+        total = torch.linalg.vecdot(error, sizes)
+        return total if self.aggregate == "sum" else total / counts
