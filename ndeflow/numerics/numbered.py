@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ndeflow.numerics.reading import Plan, quartic
+from ndeflow.numerics.reading import QUARTIC, Plan
 from ndeflow.numerics.system import InitialValue
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class InsidePlan(Plan):
     """Of times inside steps. needed: numbers of the U steps that are read.
 
     kinds: what is read of each: "z" its start, "k" dz/dt there, "m" the midpoint, "y" its end, "l" dz/dt there.
-    weights: (M, kinds * U).
+    weights: (M, U * kinds).
     """
 
     needed: list[int]
@@ -52,52 +52,54 @@ class InsidePlan(Plan):
     weights: np.ndarray
 
     def gather(self, trace: Trace) -> list[Tensor]:
-        """One tensor, (kinds * U, B, ...)."""
-        nodes, steps = [trace.nodes[n] for n in self.needed], [trace.steps[n] for n in self.needed]
-        of: dict[str, list[Any]] = {
-            "z": [node.z for node in nodes],
-            "k": [node.carry for node in nodes],
-            "m": [step.mid for step in steps],
-            "y": [step.y for step in steps],
-            "l": [step.carry for step in steps],
-        }
-        return [torch.stack([x for kind in self.kinds for x in of[kind]])]
+        """One tensor, (B, M, ...)."""
+        parts: list[Any] = []
+        for node, step in ((trace.nodes[n], trace.steps[n]) for n in self.needed):
+            parts += [node.z, node.carry, step.mid, step.y, step.carry] if "m" in self.kinds else [node.z, step.y]
+        return [_mixed(self.weights, torch.stack(parts)).transpose(0, 1)]
 
     def read(self, stacks: Sequence[Tensor]) -> Tensor:
-        (stack,) = stacks
-        kind = stack.dtype if stack.device.type == "mps" else torch.promote_types(stack.dtype, torch.float64)
-        weights = torch.from_numpy(self.weights).to(stack.device, kind)
-        found = weights @ stack.flatten(1).to(kind)  # wide: neither autocast nor TF32 may round states
-        return found.to(stack.dtype).unflatten(1, stack.shape[1:]).transpose(0, 1)
+        return stacks[0]
 
     def cotangents(self, stacks: Sequence[Tensor | None]) -> Iterator[tuple[str, int, Tensor]]:
         if stacks[0] is not None:
-            places = [(kind, n) for kind in self.kinds for n in self.needed]
-            for (kind, n), cotangent in zip(places, stacks[0].unbind(), strict=True):
-                yield kind, n, cotangent
+            found = iter(_mixed(self.weights.T, stacks[0].transpose(0, 1)).unbind())
+            yield from ((kind, n, next(found)) for n in self.needed for kind in self.kinds)
+
+
+def _mixed(weights: np.ndarray, x: Tensor) -> Tensor:
+    """Combinations (P, ...) of x (Q, ...), in float64 where the device has it: neither autocast nor TF32 may round."""
+    kind = x.dtype if x.device.type == "mps" else torch.promote_types(x.dtype, torch.float64)
+    found = torch.from_numpy(weights).to(x.device, kind).mm(x.reshape(len(x), -1).to(kind))
+    return found.to(x.dtype).view(-1, *x.shape[1:])
 
 
 def numbered_plan(system: InitialValue, trace: Trace) -> EndsPlan | InsidePlan:
     """The plan of a march whose rows step together, read at the system's spots."""
-    assert system.spots is not None
+    nodes, numbers = trace.nodes, system.segments.numbers
+    assert system.spots is not None and numbers is not None
     segment, theta = system.spots[:2]
-    nodes = trace.nodes
     if not (system.dense and nodes):
         return EndsPlan([trace.done(edge) for edge in system.spots.edges])
-    key = segment + theta
-    step = np.searchsorted(trace.ends(), key).clip(max=len(nodes) - 1)
-    starts = np.array([(n.segment, n.theta, n.dtheta) for n in nodes])
-    own, begin, size = starts[step].T
-    s = ((theta + (segment - own) - begin) / size).clip(min=0)  # no row moves before the first step
+    step = np.searchsorted(trace.ends(), segment + theta)
+    starts = [(n.segment, n.theta, n.dtheta, n.dtheta * (numbers[n.segment + 1] - numbers[n.segment])) for n in nodes]
+    own, begin, size, h = np.array(starts)[step].T
+    s = np.maximum((theta + (segment - own) - begin) / size, 0)  # no row moves before the first step
     if trace.steps[0].mid is None:
-        return _inside(step, "zy", [1 - s, s])
-    h = np.diff(np.array(system.segments.numbers))[own.astype(int)] * size
-    return _inside(step, "zkmyl", quartic(s, h))
+        return _inside(step, len(nodes), "zy", np.stack([1 - s, s], axis=1))
+    weights = np.vander(s, 5, increasing=True) @ _QUARTIC
+    weights[:, 1::3] *= h[:, None]
+    return _inside(step, len(nodes), "zkmyl", weights)
 
 
-def _inside(chosen: np.ndarray, kinds: str, weights: list[np.ndarray]) -> InsidePlan:
-    read = np.bincount(chosen) > 0
-    needed, index = np.flatnonzero(read), read.cumsum()[chosen] - 1
-    matrix = np.zeros((len(kinds), len(chosen), len(needed)))
-    matrix[:, np.arange(len(chosen)), index] = weights
-    return InsidePlan(needed.tolist(), kinds, matrix.transpose(1, 0, 2).reshape(len(chosen), -1))
+_QUARTIC = np.array(QUARTIC, dtype=float).T
+
+
+def _inside(chosen: np.ndarray, steps: int, kinds: str, weights: np.ndarray) -> InsidePlan:
+    """The plan of times that are read from the chosen ones of all steps, by weights (M, kinds)."""
+    needed: Any = range(steps)
+    if steps > len(chosen):
+        needed, chosen = np.unique(chosen, return_inverse=True)
+    matrix = np.zeros((len(chosen), len(needed), len(kinds)))
+    matrix[np.arange(len(chosen)), chosen] = weights
+    return InsidePlan([*map(int, needed)], kinds, matrix.reshape(len(chosen), -1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
@@ -76,16 +76,22 @@ class StepPlan(Plan):
         return sum(terms[1:], start=terms[0])
 
 
-def quartic(s: Any, h: Any) -> list[Any]:
-    """Weights of z0, k0, the midpoint, z1 and k1 in the quartic through them, at the fraction s of a step of size h."""
-    rest, middle = (1 - s) ** 2, 1 - 2 * s
-    return [
-        rest * middle * (1 + 4 * s),
-        h * s * rest * middle,
-        16 * s**2 * rest,
-        s**2 * (4 * s - 5) * middle,
-        h * s**2 * (1 - s) * middle,
-    ]
+QUARTIC = (
+    (1, 0, -11, 18, -8),
+    (0, 1, -4, 5, -2),
+    (0, 0, 16, -32, 16),
+    (0, 0, -5, 14, -8),
+    (0, 0, 1, -3, 2),
+)
+"""Weights of z0, h k0, the midpoint, z1 and h k1 in the quartic through them: each a polynomial in the fraction s of
+the step, by its coefficients of 1, s, ..., s^4."""
+
+
+def quartic(s: Tensor, h: Tensor) -> list[Tensor]:
+    """Weights of z0, k0, the midpoint, z1 and k1, at the fraction s of a step of size h."""
+    powers = torch.stack([torch.ones_like(s), s, s**2, s**3, s**4], dim=-1)
+    z0, k0, mid, z1, k1 = (powers.unsqueeze(-2) * powers.new_tensor(QUARTIC)).sum(dim=-1).unbind(-1)
+    return [z0, h * k0, mid, z1, h * k1]
 
 
 def _weight(weight: Tensor, x: Tensor) -> Tensor:

@@ -168,7 +168,7 @@ def _spots(numbers: tuple[float, ...], clock: tuple[float, ...]) -> Spots:
     if not ((theta >= -SLACK) & (theta <= 1 + SLACK) & (~still | (times == start))).all():
         raise ValueError(OUTSIDE)
     interior = bool(((theta > 0) & (theta < 1)).any())
-    return Spots(segment, theta, interior, (segment + theta).astype(int).tolist())
+    return Spots(segment, theta.clip(0, 1), interior, (segment + theta).astype(int).tolist())
 
 
 def _pieces(first: Tensor, last: Tensor, knots: Tensor) -> Segments:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from math import isfinite
 from typing import Any
 
@@ -110,10 +109,9 @@ def _check_times(ts: Tensor, y0: Tensor) -> None:
     if ts.dim() not in (1, 2) or ts.shape[-1] == 0 or (ts.dim() == 2 and len(ts) != len(y0)):
         raise ValueError(f"expected ts of shape (T,) or ({len(y0)}, T) with T >= 1, got {tuple(ts.shape)}")
     rows = ts.tolist() if ts.dim() == 2 else [ts.tolist()]
-    if not all(isfinite(t) for row in rows for t in row):
+    if not all(all(map(isfinite, row)) for row in rows):
         raise ValueError("expected finite ts, got NaN or infinity; fill padding with each row's last time")
-    pairs = [pair for row in rows for pair in pairwise(row)]
-    if not (all(a <= b for a, b in pairs) or all(a >= b for a, b in pairs)):
+    if not any(all(row == sorted(row, reverse=backward) for row in rows) for backward in (False, True)):
         raise ValueError("expected ts that increase in every row, or decrease in every row, got neither; sort them")
 
 
