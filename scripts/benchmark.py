@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarking import machine
+from benchmarking.apart import apart
 from benchmarking.cases import CASES, DEFAULT
 
 if TYPE_CHECKING:
@@ -67,10 +68,9 @@ def measured(options: argparse.Namespace) -> list[Block]:
     from benchmarking.table import table
 
     blocks: list[Block] = []
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for name in options.cases or DEFAULT:
-            blocks.append(pool.apply(block, (name, options)))
-            print(f"\n{table(blocks[-1])}", flush=True)
+    for name in options.cases or DEFAULT:
+        blocks.append(apart(block, name, options))
+        print(f"\n{table(blocks[-1])}", flush=True)
     return blocks
 
 
@@ -87,6 +87,7 @@ def block(name: str, options: argparse.Namespace) -> Block:
 def main(words: Sequence[str] | None = None) -> int:
     options = parse(words)
     start_with(machine.environment(options.threads, options.device))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends what runs apart, as Ctrl-C does
     facts = machine.facts(options.threads)
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     if machine.busy():

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarking import machine
+from benchmarking.apart import apart
 from benchmarking.block import SYSTEMS, Block, Row, errors, made
 from benchmarking.cases import CASES, Case
 from benchmarking.measure import Times, interleaved, kept_bytes, timed
@@ -23,12 +27,12 @@ from ndeflow import RungeKutta, solve
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
+COMMAND = [sys.executable, str(ROOT / "scripts" / "benchmark.py")]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def run(folder: Path, *words: str) -> tuple[int, str, str]:
-    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *words]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True, timeout=300)
+    done = subprocess.run([*COMMAND, *words], cwd=folder, env=ENVIRONMENT, text=True, capture_output=True, timeout=300)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -45,6 +49,33 @@ def test_one_command_prints_one_table(tmp_path):
         assert 0 < row["times"]["minimum"] <= row["times"]["median"]
     assert rows["ndeflow-eager-checkpointed"]["kept"] < rows["ndeflow-eager"]["kept"] / 5
     assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
+def test_sigterm_ends_the_process_of_the_case_too(tmp_path):
+    words = [*COMMAND, "tiny", "--repeats", "1000"]
+    with subprocess.Popen(words, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not any(os.getpgid(int(child)) == int(child) for child in children.read_text().split()):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.terminate()
+        process.communicate(timeout=3)  # until nobody holds the pipe to which all of them print
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_what_runs_apart_gives_its_result_and_leaves_nothing_behind(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert apart(os.system, f"exec > {tmp_path}/pipe; sleep 60 &") == 0
+    assert select.select([reader], [], [], 5)[0] and os.read(reader, 1) == b""  # nobody holds the other end
+    os.close(reader)
+
+
+def test_what_runs_apart_and_fails_ends_the_command(capfd):
+    with pytest.raises(SystemExit):
+        apart(os.getpgid, -1)
+    assert "ProcessLookupError" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
