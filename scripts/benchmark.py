@@ -11,6 +11,7 @@ nfe           evaluations of the field forward, + again in the backward pass; ti
 rows          evaluations of all rows together: as the system says / as the field counts
 min, median, iqr, cpu    of a call by the clock, and the least processor time on all cores
 first         seconds of the first call, compilation included
+used by others           of all cores, before the first case and after each, while this command sleeps
 kept          MB held between the forward and the backward pass, the solution among them, weights not
 error, gradient          largest error of the end state, relative one of the gradient; against float64 at 1e-8
 / bare field  time over that of as many evaluations of the bare field, compiled by torch.compile
@@ -88,10 +89,9 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parse(words)
     start_with(machine.environment(options.threads, options.device))
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends what runs apart, as Ctrl-C does
-    facts = machine.facts(options.threads)
-    print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
-    if machine.busy():
-        print("WARNING: other programs are running: times and their ratios are not to be trusted", flush=True)
+    before = machine.others()
+    facts = machine.facts(options.threads, before)
+    print(machine.line(facts), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
         blocks = measured(options)
@@ -101,8 +101,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.plot:
         from benchmarking.chart import times
 
-        title = f"One call, ms ({facts['processor']}, threads {facts['threads']}, {options.device})"
-        times(blocks, title).savefig(options.plot)
+        most = max(before, *(block.others for block in blocks))
+        caption = machine.line(machine.facts(options.threads, most))
+        times(blocks, f"One call, ms, {options.device}", caption).savefig(options.plot)
     return 0
 
 

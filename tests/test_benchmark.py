@@ -41,6 +41,7 @@ def test_one_command_prints_one_table(tmp_path):
     assert (status, err) == (0, "")
     assert out.startswith("processor ") and "threads 1" in out and f"torch {torch.__version__}" in out
     found = json.loads((tmp_path / "all.json").read_text())
+    assert found["machine"]["used by others"][0].isdigit() and 0 <= found["cases"][0]["others"] <= 1
     rows = {row["system"]: row for row in found["cases"][0]["rows"]}
     assert list(rows) == list(CASES["tiny"].systems) and all(f"\n{name} " in out for name in rows)
     assert {row["cost"]["nfe"] for row in rows.values()} == {20}
@@ -195,8 +196,8 @@ def test_the_table_compares_and_leaves_empty_columns_out():
         Row("ndeflow", 2.5, fast, Cost(20, 18), 1e-4, None, 2_000_000),
         Row("torchdiffeq", 0.1, slow, Cost(20), 2e-4, None, None),
     ]
-    lines = table(Block(Case("mine", ()), rows, fast.scaled(0.025), {"diffrax": "no module"})).splitlines()
-    assert lines[0] == "mine: dim 2, width 64, batch 32, 2 save points, forward, loss, backward"
+    lines = table(Block(Case("mine", ()), rows, fast.scaled(0.025), {"diffrax": "no module"}, 0.034)).splitlines()
+    assert lines[0] == "mine: dim 2, width 64, batch 32, 2 save points, forward, loss, backward; used by others 3%"
     assert lines[1].split("  ")[0] == "system" and "rows" not in lines[1] and "gradient" not in lines[1]
     assert lines[2].split() == "ndeflow 20+18 1 2 0.5 1 2.50 2 1.0e-04 2.00 250 (200)".split()
     assert lines[3].split() == "torchdiffeq 20 250 300 10 200 0.10 2.0e-04 500.00 1 (1)".split()
@@ -209,6 +210,22 @@ def test_threads_are_said_to_all():
     assert one["OMP_NUM_THREADS"] == one["NPROC"] == "1" and "eigen=false" in one["XLA_FLAGS"]
     assert two["OMP_NUM_THREADS"] == two["NPROC"] == "2" and "eigen=true" in two["XLA_FLAGS"]
     assert (one["JAX_PLATFORMS"], two["JAX_PLATFORMS"]) == ("cpu", "")
+
+
+def test_what_others_use_is_what_was_busy_in_a_while(monkeypatch, tmp_path):
+    ticks = tmp_path / "stat"
+    ticks.write_text("cpu  100 10 20 500 30 1 2 7 0 0\ncpu0 100 10 20 500 30 1 2 7 0 0\n")
+    monkeypatch.setattr(machine, "TICKS", ticks)
+    monkeypatch.setattr(time, "sleep", lambda _: ticks.write_text("cpu  110 12 23 560 40 2 3 20 5 0\n"))
+    assert machine.others() == 0.3  # 10 + 2 + 3 + 1 + 1 + 13 of 100; the time of guests is in that of their users
+    assert machine.percent(0.1) == "10%" and machine.percent(0.3).startswith("30% (WARNING")
+
+
+def test_without_counts_of_the_system_the_load_average_is_taken(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "TICKS", tmp_path / "none")
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.0, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert machine.others() == 0.25
 
 
 def test_the_loss_is_the_mean_square():

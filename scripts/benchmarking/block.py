@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from benchmarking import machine
 from benchmarking.cases import Case
 from benchmarking.measure import Times, interleaved, timed
 from benchmarking.problems import Problem, Result
@@ -56,12 +57,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """The rows of a case. bare: times of one evaluation of the bare field. absent: why a system has no row."""
+    """The rows of a case. bare: times of one evaluation of the bare field. absent: why a system has no row.
+
+    others: what others used of the machine just afterwards, from 0 to 1.
+    """
 
     case: Case
     rows: list[Row]
     bare: Times | None
     absent: dict[str, str]
+    others: float
 
     def row(self, system: str) -> Row | None:
         return next((row for row in self.rows if row.system == system), None)
@@ -85,7 +90,8 @@ def measure(case: Case, wanted: Sequence[str], device: torch.device, repeats: in
         Row(name, before, its, system.cost(), *errors(system, reference), system.kept() if case.train else None)
         for (name, system), before, its in zip(systems.items(), first, times, strict=False)
     ]
-    return Block(case, rows, times[-1].scaled(1 / STAGES) if len(times) > len(rows) else None, absent)
+    bare = times[-1].scaled(1 / STAGES) if len(times) > len(rows) else None
+    return Block(case, rows, bare, absent, machine.others())
 
 
 def made(problem: Problem, names: Sequence[str]) -> tuple[dict[str, System], dict[str, str]]:

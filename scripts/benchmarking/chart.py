@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from benchmarking.block import Block
@@ -12,20 +13,27 @@ from ndeflow.plots.style import BLUE, FAINT, ORANGE, legend_below, panels, style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Locator
+
+WIDTH = 4.6  # of a panel, in inches
+LETTERS = 14  # of the caption, an inch
 
 
 @styled
-def times(blocks: Sequence[Block], title: str) -> Figure:
+def times(blocks: Sequence[Block], title: str, caption: str) -> Figure:
     """A panel a case: of each system the fastest call (dot, its ms beside it) and the median (end of the line).
 
-    The dashed line is the bare field's: as many compiled evaluations as the first system makes.
+    The dashed line is the bare field's: as many compiled evaluations as the first system makes. caption: the machine.
     """
-    height = 0.9 + 0.27 * max(len(block.rows) for block in blocks)
-    figure, axes = panels(len(blocks), 4.6, height, title)
+    height = 1.3 + 0.27 * max(len(block.rows) for block in blocks)
+    figure, axes = panels(len(blocks), WIDTH, height, title)
     for panel, block in zip(axes, blocks, strict=True):
         _draw(panel, block)
         _scale(panel)
     legend_below(figure, axes)
+    below = figure.legends[0]
+    below.set_title(fill(caption, int(LETTERS * figure.get_figwidth())))
+    below.get_title().set_fontsize(8)
     return figure
 
 
@@ -49,11 +57,21 @@ def _draw(panel: Axes, block: Block) -> None:
 
 def _scale(panel: Axes) -> None:
     """Logarithmic, with room for the numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     panel.set_xscale("log")
     low, high = panel.get_xlim()
-    panel.set_xlim(low / 1.1, high * (high / low) ** 0.15)
-    panel.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
+    low, high = low / 1.1, high * (high / low) ** 0.25
+    panel.set_xlim(low, high)
+    panel.xaxis.set_major_locator(_places(low, high))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _places(low: float, high: float) -> Locator:
+    """Of the numbers on an axis: powers of ten, these times 1, 2, 5, or, where the axis is short, at even distances."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    if high < 10 * low:
+        return MaxNLocator(4, steps=[1, 2, 5, 10])
+    return LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("torch", "torchdiffeq", "torchode", "jax", "diffrax")
-BUSY = 0.3  # load a core above which times are not to be trusted
+BUSY = 0.2  # of all cores, used by others: above it times are not to be trusted
+WINDOW = 0.5  # seconds in which that is measured
+TICKS = Path("/proc/stat")
 
 
 def environment(threads: int, device: str) -> dict[str, str]:
@@ -21,15 +25,38 @@ def environment(threads: int, device: str) -> dict[str, str]:
     }
 
 
-def facts(threads: int) -> dict[str, str]:
-    """Processor, load and versions."""
+def facts(threads: int, others: float) -> dict[str, str]:
+    """Processor, what others use of it, and versions."""
     found = {"processor": processor(), "cores": str(os.cpu_count()), "threads": str(threads)}
-    found |= {"load": f"{os.getloadavg()[0]:.2f}", "python": platform.python_version()}
+    found |= {"used by others": percent(others), "python": platform.python_version()}
     return found | {name: number for name in PACKAGES if (number := installed(name))}
 
 
-def busy() -> bool:
-    return os.getloadavg()[0] > BUSY * (os.cpu_count() or 1)
+def line(facts: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def others() -> float:
+    """What others use of all cores, from 0 to 1, while this process sleeps and has nothing else to do.
+
+    Where the system does not count that: the load average a core, in which the last minute of this process is too.
+    """
+    if not TICKS.exists():
+        return min(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0)
+    before = _ticks(TICKS.read_text())
+    time.sleep(WINDOW)
+    busy, idle = (now - then for now, then in zip(_ticks(TICKS.read_text()), before, strict=True))
+    return busy / max(busy + idle, 1)
+
+
+def _ticks(text: str) -> tuple[int, int]:
+    """Of all cores since the start, busy (stolen by other guests too) and idle; proc(5)."""
+    user, nice, system, idle, waiting, *rest = (int(number) for number in text.split()[1:9])
+    return user + nice + system + sum(rest), idle + waiting
+
+
+def percent(others: float) -> str:
+    return f"{others:.0%}" + (" (WARNING: times and their ratios are not to be trusted)" if others > BUSY else "")
 
 
 def processor() -> str:

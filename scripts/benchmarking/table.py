@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarking.block import Block, Row
+from benchmarking.machine import percent
 from benchmarking.measure import Times
 
 AGAINST = ("torchdiffeq", "diffrax")
@@ -20,8 +21,9 @@ def table(block: Block) -> str:
     if block.bare is not None:
         nfe = block.rows[0].cost.nfe
         lines.append(padded(["bare field", str(nfe), "", *clock(block.bare.scaled(nfe))]))
+    title = f"{block.case}; used by others {percent(block.others)}"
     absent = [f"absent: {name} ({reason})" for name, reason in block.absent.items()]
-    return "\n".join([str(block.case), *aligned([list(HEADS), *lines]), *absent])
+    return "\n".join([title, *aligned([list(HEADS), *lines]), *absent])
 
 
 def cells(row: Row, block: Block) -> list[str]:
