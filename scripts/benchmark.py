@@ -10,14 +10,20 @@ torchode and diffrax take part where they are installed: pip install "ndeflow[be
 nfe           evaluations of the field forward, + again in the backward pass; times compare where they agree
 rows          evaluations of all rows together: as the system says / as the field counts
 min, median, iqr, cpu    of a call by the clock, and the least processor time on all cores
-first         seconds of the first call, compilation included
+first         seconds of the first call, compilation included; cpu: of all cores, with the compilers that are started
 used by others           of all cores, before the first case and after each, while this command sleeps
 kept          MB held between the forward and the backward pass, the solution among them, weights not
 error, gradient          largest error of the end state, relative one of the gradient; against float64 at 1e-8
+penalty       percent that one of weight 0 adds to the fastest call and to the median: of GlobalError (ndeflow-error),
+              of the sum of stats.stiffness (ndeflow-stiffness)
 / bare field  time over that of as many evaluations of the bare field, compiled by torch.compile
 torchdiffeq /, diffrax / how many times as long these take by the clock (by processor time: less disturbed by others)
 
-Compiled code goes to a new folder, unless TORCHINDUCTOR_CACHE_DIR names one: then a second command starts warm.
+The case compile makes a step and its vector-Jacobian product in two processes: cold, then with the code of the first.
+Bars: 40 and 6 s of processor time; 10 % for a penalty.
+
+Compiled code goes to a new folder, unless TORCHINDUCTOR_CACHE_DIR names one: then a second command starts warm, but for
+compile, whose folder is always new.
 """
 
 from __future__ import annotations
@@ -29,6 +35,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +62,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"expected cases among {', '.join(CASES)}, got {', '.join(unknown)}")
     if options.threads < 1 or options.repeats < 2:
         parser.error("expected --threads of at least 1 and --repeats of at least 2")
+    if options.plot and all(CASES[name].processes for name in options.cases or DEFAULT):
+        parser.error("expected with --plot a case of which later calls are timed, got compile alone")
     return options
 
 
@@ -70,13 +79,24 @@ def measured(options: argparse.Namespace) -> list[Block]:
 
     blocks: list[Block] = []
     for name in options.cases or DEFAULT:
-        blocks.append(apart(block, name, options))
+        found = in_turn(name, options) if CASES[name].processes else apart(block, name, options)
+        blocks.append(replace(found, others=machine.others()))
         print(f"\n{table(blocks[-1])}", flush=True)
     return blocks
 
 
-def block(name: str, options: argparse.Namespace) -> Block:
+def in_turn(name: str, options: argparse.Namespace) -> Block:
+    """Measure one case in each of its processes; their compiled code goes to one new folder."""
+    from benchmarking.block import joined
+
+    with tempfile.TemporaryDirectory() as folder:
+        cache = {"TORCHINDUCTOR_CACHE_DIR": folder}
+        return joined({process: apart(block, name, options, cache) for process in CASES[name].processes})
+
+
+def block(name: str, options: argparse.Namespace, environment: Mapping[str, str] | None = None) -> Block:
     """Measure one case."""
+    os.environ.update(environment or {})
     import torch  # with the environment that `start_with` has made sure of
 
     from benchmarking.block import measure
@@ -103,7 +123,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
         most = max(before, *(block.others for block in blocks))
         caption = machine.line(machine.facts(options.threads, most))
-        times(blocks, f"One call, ms, {options.device}", caption).savefig(options.plot)
+        drawn = [block for block in blocks if not block.case.processes]
+        times(drawn, f"One call, ms, {options.device}", caption).savefig(options.plot)
     return 0
 
 

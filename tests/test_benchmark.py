@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
@@ -14,11 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarking import machine
+from benchmarking import chart, machine
 from benchmarking.apart import apart
-from benchmarking.block import SYSTEMS, Block, Row, errors, made
+from benchmarking.block import SYSTEMS, Block, Row, errors, joined, made
 from benchmarking.cases import CASES, Case
-from benchmarking.measure import Times, interleaved, kept_bytes, timed
+from benchmarking.measure import Times, interleaved, kept_bytes, timed, with_children
+from benchmarking.penalized import Penalized, error, stiffness
 from benchmarking.problems import Problem, loss
 from benchmarking.system import Cost
 from benchmarking.systems_torch import BareField
@@ -84,6 +86,7 @@ def test_what_runs_apart_and_fails_ends_the_command(capfd):
     [
         (["train-33"], "expected cases among train-1, train-32"),
         (["tiny", "--threads", "0"], "expected --threads of at least 1"),
+        (["compile", "--plot", "all.png"], "a case of which later calls are timed"),
         (["tiny", "--systems", "scipy"], "invalid choice: 'scipy'"),
     ],
 )
@@ -108,6 +111,12 @@ def test_times():
     assert times.scaled(2.0) == Times(2.0, 6.0, 4.0, 1.0)
     clock, cpu = timed(lambda: sum(range(100_000)))
     assert clock > 0 and cpu > 0
+
+
+def test_processor_time_is_that_of_children_too():
+    count = [sys.executable, "-c", "sum(range(10_000_000))"]
+    alone, both = timed(lambda: subprocess.run(count))[1], timed(lambda: subprocess.run(count), with_children)[1]
+    assert both > 0.05 > alone
 
 
 class Keeps(torch.autograd.Function):
@@ -193,16 +202,54 @@ def test_what_is_not_installed_is_absent_with_the_reason(monkeypatch):
 def test_the_table_compares_and_leaves_empty_columns_out():
     fast, slow = Times(0.001, 0.002, 0.0005, 0.001), Times(0.25, 0.3, 0.01, 0.2)
     rows = [
-        Row("ndeflow", 2.5, fast, Cost(20, 18), 1e-4, None, 2_000_000),
-        Row("torchdiffeq", 0.1, slow, Cost(20), 2e-4, None, None),
+        Row("ndeflow", 2.5, 3.5, fast, Cost(20, 18), 1e-4, None, 2_000_000),
+        Row("torchdiffeq", 0.1, 0.1, slow, Cost(20), 2e-4, None, None),
     ]
     lines = table(Block(Case("mine", ()), rows, fast.scaled(0.025), {"diffrax": "no module"}, 0.034)).splitlines()
     assert lines[0] == "mine: dim 2, width 64, batch 32, 2 save points, forward, loss, backward; used by others 3%"
     assert lines[1].split("  ")[0] == "system" and "rows" not in lines[1] and "gradient" not in lines[1]
-    assert lines[2].split() == "ndeflow 20+18 1 2 0.5 1 2.50 2 1.0e-04 2.00 250 (200)".split()
-    assert lines[3].split() == "torchdiffeq 20 250 300 10 200 0.10 2.0e-04 500.00 1 (1)".split()
+    assert lines[2].split() == "ndeflow 20+18 1 2 0.5 1 2.50 3.50 2 1.0e-04 2.00 250 (200)".split()
+    assert lines[3].split() == "torchdiffeq 20 250 300 10 200 0.10 0.10 2.0e-04 500.00 1 (1)".split()
     assert lines[4].split() == "bare field 20 0.5 1 0.25 0.5".split()
     assert lines[5] == "absent: diffrax (no module)"
+
+
+def row(system: str, times: Times) -> Row:
+    return Row(system, 0.0, 0.0, times, Cost(20), None, None, None)
+
+
+def test_the_table_says_what_a_penalty_adds():
+    base, more = Times(0.1, 0.2, 0.0, 0.1), Times(0.105, 0.19, 0.0, 0.1)
+    rows = [row("ndeflow", base), row("ndeflow-error", more), row("ndeflow-stiffness", base)]
+    title, heads, _, *lines = table(Block(Case("", (), bar="10 %"), rows, None, {}, 0.0)).splitlines()
+    assert "; bar: 10 %; used" in title and heads.endswith("penalty %")
+    assert [line.split()[-2:] for line in lines] == [["+5.0", "(-5.0)"], ["+0.0", "(+0.0)"]]
+
+
+def test_rows_of_processes_have_their_names():
+    rows = [row("ndeflow", Times(1.0, 1.0, 0.0, 1.0))]
+    blocks = {name: Block(Case("", ()), rows, None, {}) for name in ("cold", "cached")}
+    assert [each.system for each in joined(blocks).rows] == ["cold", "cached"]
+
+
+@pytest.mark.parametrize("penalty", [error, stiffness])
+def test_a_penalty_of_weight_0_is_on_the_graph_and_leaves_the_gradient(penalty):
+    problem = Problem(Case("", (), width=4, batch=2), CPU)
+    system, plain = Penalized(problem, penalty, "off"), SYSTEMS["ndeflow-eager"](problem)
+    assert penalty(system._solution(slice(None))).requires_grad
+    torch.testing.assert_close(system.result().gradient, plain.result().gradient)
+    assert system.kept() > plain.kept()
+
+
+@pytest.mark.parametrize("most", [1.05, 1.5, 2, 4, 8, 30, 1000])
+def test_numbers_of_a_chart_are_few_and_apart(most):
+    rows = [row("a", Times(6.8, 6.8, 0.0, 6.8)), row("b", Times(6.8, 6.8, 0.0, 6.8).scaled(most))]
+    figure = chart.times([Block(Case("", ()), rows, None, {})], "One call", "processor mine, torch 2")
+    axis = figure.axes[0].xaxis
+    boxes = [label.get_window_extent() for label in axis.get_ticklabels() if label.get_text()]
+    inside = [box for box in boxes if figure.axes[0].bbox.x0 <= (box.x0 + box.x1) / 2 <= figure.axes[0].bbox.x1]
+    assert len(inside) >= 2 and all(left.x1 < right.x0 for left, right in itertools.pairwise(inside))
+    assert figure.legends[0].get_title().get_text() == "processor mine, torch 2"
 
 
 def test_threads_are_said_to_all():

@@ -26,7 +26,9 @@ def apart(call: Callable[..., T], *args: Any) -> T:
     assert process.pid is not None
     try:
         there.close()
-        return here.recv()
+        result = here.recv()
+        process.join()  # it tidies up
+        return result
     except EOFError:
         sys.exit(1)
     finally:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from benchmarking import machine
 from benchmarking.cases import Case
-from benchmarking.measure import Times, interleaved, timed
+from benchmarking.measure import Times, interleaved, timed, with_children
+from benchmarking.penalized import Penalized, error, stiffness
 from benchmarking.problems import Problem, Result
 from benchmarking.system import Cost, System
 from benchmarking.systems_torch import STAGES, BareField, Ndeflow, Separate, TorchDiffEq, Torchode
@@ -31,6 +32,10 @@ SYSTEMS: dict[str, Callable[[Problem], System]] = {
     "ndeflow-eager-checkpointed": lambda problem: Ndeflow(problem, Checkpointed, "off"),
     "ndeflow-eager-rows": lambda problem: Ndeflow(problem, Direct, "off", "per_sample"),
     "ndeflow-eager-separate": lambda problem: Separate(problem, Direct, "off"),
+    "ndeflow-error": lambda problem: Penalized(problem, error, "on"),
+    "ndeflow-stiffness": lambda problem: Penalized(problem, stiffness, "on"),
+    "ndeflow-eager-error": lambda problem: Penalized(problem, error, "off"),
+    "ndeflow-eager-stiffness": lambda problem: Penalized(problem, stiffness, "off"),
     "torchdiffeq": TorchDiffEq,
     "torchdiffeq-adjoint": lambda problem: TorchDiffEq(problem, adjoint=True),
     "torchode": Torchode,
@@ -40,7 +45,8 @@ SYSTEMS: dict[str, Callable[[Problem], System]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one system. first: seconds of its first call, compilation included. times: of the later ones.
+    """What is known of one system. first: seconds of its first call, compilation included, and first_cpu: of processor
+    time, that of compilers included. times: of the later calls.
 
     error: the largest of the end state, against the reference. gradient_error: the relative one of all parameters'
     gradient. kept: bytes between forward and backward. None where there is no reference, or no gradient.
@@ -48,6 +54,7 @@ class Row:
 
     system: str
     first: float
+    first_cpu: float
     times: Times
     cost: Cost
     error: float | None
@@ -59,14 +66,14 @@ class Row:
 class Block:
     """The rows of a case. bare: times of one evaluation of the bare field. absent: why a system has no row.
 
-    others: what others used of the machine just afterwards, from 0 to 1.
+    others: what others used of the machine just afterwards, from 0 to 1; known when its process has ended.
     """
 
     case: Case
     rows: list[Row]
     bare: Times | None
     absent: dict[str, str]
-    others: float
+    others: float = math.nan
 
     def row(self, system: str) -> Row | None:
         return next((row for row in self.rows if row.system == system), None)
@@ -83,15 +90,20 @@ def measure(case: Case, wanted: Sequence[str], device: torch.device, repeats: in
     calls: list[Callable[[], object]] = [system.call for system in systems.values()]
     if "bare-field" in case.systems and "bare-field" in wanted:
         calls.append(BareField(problem).call)
-    first = [timed(call)[0] for call in calls]
+    first = [timed(call, with_children) for call in calls]
     times = interleaved(calls, min(repeats, case.repeats))
     reference = problem.reference()
     rows = [
-        Row(name, before, its, system.cost(), *errors(system, reference), system.kept() if case.train else None)
+        Row(name, *before, its, system.cost(), *errors(system, reference), system.kept() if case.train else None)
         for (name, system), before, its in zip(systems.items(), first, times, strict=False)
     ]
-    bare = times[-1].scaled(1 / STAGES) if len(times) > len(rows) else None
-    return Block(case, rows, bare, absent, machine.others())
+    return Block(case, rows, times[-1].scaled(1 / STAGES) if len(times) > len(rows) else None, absent)
+
+
+def joined(blocks: Mapping[str, Block]) -> Block:
+    """What processes measured of one case with one system, as rows with the names of the processes."""
+    rows = [replace(row, system=name) for name, block in blocks.items() for row in block.rows]
+    return replace(list(blocks.values())[-1], rows=rows)
 
 
 def made(problem: Problem, names: Sequence[str]) -> tuple[dict[str, System], dict[str, str]]:

@@ -18,7 +18,17 @@ FORWARD = ("ndeflow", "ndeflow-eager", "torchdiffeq", "torchode", "diffrax", "ba
 EAGER = ("ndeflow-eager", "ndeflow-eager-checkpointed", "torchdiffeq", "torchdiffeq-adjoint", "torchode")
 STIFF = ("ndeflow", "ndeflow-rows", "ndeflow-eager", "ndeflow-eager-rows", "ndeflow-eager-separate")
 MEMORY = ("ndeflow-checkpointed", "ndeflow-eager-checkpointed", "ndeflow-eager")
+PLAIN = {  # a system without the penalty, of each that has one
+    "ndeflow-error": "ndeflow",
+    "ndeflow-stiffness": "ndeflow",
+    "ndeflow-eager-error": "ndeflow-eager",
+    "ndeflow-eager-stiffness": "ndeflow-eager",
+}
+PENALTY = (*dict.fromkeys(PLAIN.values()), *PLAIN)
 TINY = ("ndeflow-eager", "ndeflow-eager-checkpointed", "torchdiffeq")
+
+COMPILING = "first call 40 s of processor time cold, 6 cached"
+WEIGHTLESS = "10 % for a penalty of weight 0"
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,8 @@ class Case:
 
     train: loss and backward pass too. stiff: the last row's rate is this many times the others'. steps: the horizon
     is instead one that takes about so many steps, and there is no reference. repeats: at most so many, for long calls.
+    processes: names of processes that measure it one after the other, each with the compiled code of those before it;
+    none is there at first. Without names: in one process, with the compiled code of all cases. bar: what is aimed at.
     """
 
     name: str
@@ -39,13 +51,15 @@ class Case:
     stiff: float | None = None
     steps: int | None = None
     repeats: int = 1_000
+    processes: tuple[str, ...] = ()
+    bar: str = ""
 
     def __str__(self) -> str:
         parts = [f"dim {self.dim}", f"width {self.width}", f"batch {self.batch}", f"{self.saves} save points"]
         parts.append("forward, loss, backward" if self.train else "forward only")
         parts += [f"one row {self.stiff:g} times as fast"] if self.stiff else []
         parts += [f"about {self.steps} steps"] if self.steps else []
-        return f"{self.name}: {', '.join(parts)}"
+        return f"{self.name}: {', '.join(parts)}" + (f"; bar: {self.bar}" if self.bar else "")
 
 
 CASES = {
@@ -60,6 +74,9 @@ CASES = {
         Case("eager-32", EAGER),
         Case("stiff-32", STIFF, stiff=500.0, train=False, repeats=5),
         Case("memory-1000", MEMORY, batch=512, steps=1_000, repeats=2),
+        Case("compile", ("ndeflow",), repeats=2, processes=("compile, cold", "compile, cached"), bar=COMPILING),
+        Case("penalty-32", PENALTY, bar=WEIGHTLESS),
+        Case("penalty-512", PENALTY, batch=512, bar=WEIGHTLESS),
         Case("tiny", TINY, width=4, batch=2),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -34,11 +35,17 @@ class Times:
         return Times(*(factor * value for value in astuple(self)))
 
 
-def timed(call: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the clock and of this process that the call takes."""
-    clock, cpu = time.perf_counter(), time.process_time()
+def timed(call: Callable[[], object], processor: Callable[[], float] = time.process_time) -> tuple[float, float]:
+    """Seconds that the call takes: of the clock, and of processor time, by default of this process alone."""
+    clock, cpu = time.perf_counter(), processor()
     call()
-    return time.perf_counter() - clock, time.process_time() - cpu
+    return time.perf_counter() - clock, processor() - cpu
+
+
+def with_children() -> float:
+    """Seconds of processor time of this process and of those that it started and waited for, as compilers."""
+    used = [resource.getrusage(which) for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def interleaved(calls: Sequence[Callable[[], object]], repeats: int) -> list[Times]:

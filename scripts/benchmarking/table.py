@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarking.block import Block, Row
+from benchmarking.cases import PLAIN
 from benchmarking.machine import percent
 from benchmarking.measure import Times
 
 AGAINST = ("torchdiffeq", "diffrax")
 HEADS = (
-    *("system", "nfe", "rows", "min ms", "median ms", "iqr ms", "cpu ms", "first s", "kept MB", "error", "gradient"),
-    *("/ bare field", *(f"{name} /" for name in AGAINST)),
+    *("system", "nfe", "rows", "min ms", "median ms", "iqr ms", "cpu ms", "first s", "first cpu s", "kept MB"),
+    *("error", "gradient", "penalty %", "/ bare field", *(f"{name} /" for name in AGAINST)),
 )
 
 
@@ -34,11 +35,23 @@ def cells(row: Row, block: Block) -> list[str]:
         f"{cost.said or '-'} / {cost.counted or '-'}" if block.case.stiff else "",
         *clock(row.times),
         f"{row.first:.2f}",
+        f"{row.first_cpu:.2f}",
         "" if row.kept is None else f"{row.kept / 1e6:.3g}",
         *("" if error is None else f"{error:.1e}" for error in (row.error, row.gradient_error)),
+        added(row, block),
         "" if block.bare is None else f"{fastest / (block.bare.minimum * cost.nfe):.2f}",
         *(ratios(row.times, block.row(name)) for name in AGAINST),
     ]
+
+
+def added(row: Row, block: Block) -> str:
+    """What a penalty adds to the fastest call, and to the median one, in percent."""
+    plain = block.row(PLAIN.get(row.system, ""))
+    if plain is None:
+        return ""
+    pairs = ((row.times.minimum, plain.times.minimum), (row.times.median, plain.times.median))
+    fastest, middle = (f"{100 * (time / base - 1):+.1f}" for time, base in pairs)
+    return f"{fastest} ({middle})"
 
 
 def ratios(times: Times, other: Row | None) -> str:
