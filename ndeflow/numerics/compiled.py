@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from ndeflow.numerics.allocator import keep_freed_memory
 from ndeflow.numerics.audit import Refusal, audit, explain, steady, writes
+from ndeflow.numerics.inplace import write_anew
 from ndeflow.numerics.partition import cut
 from ndeflow.numerics.rewrites import Rewriter
 from ndeflow.numerics.sums import join_sums
@@ -148,16 +149,19 @@ class Traced:
             except Exception as error:
                 raise Refusal(explain(error)) from error
             audit(self.graph)
+            write_anew(self.graph.graph)
             if any(map(writes, self.graph.graph.nodes)):
                 self.graph = make_fx(functionalize(self.graph), tracing_mode="real")(*fakes)
             _attach(self.graph)
             join_sums(self.graph)
 
     def rewritten(self, graph: fx.GraphModule, rules: Rules) -> fx.GraphModule:
-        """A graph of values of this one, by some rules: see `Rewriter`."""
+        """A graph of values of this one, by some rules (see `Rewriter`), in the operations that `lower` takes."""
+        from torch._inductor.decomposition import select_decomp_table
+
         fakes = [node.meta["val"] for node in _placeholders(graph)]
         with self._mode, torch.no_grad(), _quiet():
-            return make_fx(Rewriter(graph, rules).run, tracing_mode="real")(*fakes)
+            return make_fx(Rewriter(graph, rules).run, select_decomp_table(), tracing_mode="real")(*fakes)
 
     def guards(self, count: int) -> Guards:
         """Of what was traced and rewritten so far, for the first so many arguments."""
@@ -202,20 +206,15 @@ _DECOMPOSITIONS = {torch.ops.aten.addcmul.default: _addcmul}  # its own does not
 
 
 def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
-    """A traced graph as machine code, which takes its arguments in a list, with any number of rows."""
+    """A rewritten graph as machine code, which takes its arguments in a list, with any number of rows."""
     import torch._inductor.config as config
     from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.decomposition import select_decomp_table
 
     keep_freed_memory()
     fakes = [node.meta["val"] for node in _placeholders(graph)]
-    mode = fakes[0].fake_mode
-    with torch.no_grad(), _quiet():
-        with mode:
-            graph = make_fx(graph, select_decomp_table(), tracing_mode="real")(*fakes)
-        with config.patch(cpp_wrapper=True), tracing(TracingContext(mode)):
-            compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=True, is_inference=True)
+    with torch.no_grad(), _quiet(), config.patch(cpp_wrapper=True), tracing(TracingContext(fakes[0].fake_mode)):
+        compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=True, is_inference=True)
     return compiled.current_callable  # its own call looks for a profiler and a cache first
 
 
