@@ -211,10 +211,10 @@ class AdjointEquation(System):
     def judged(self, z: Tensor) -> Tensor:
         return z[:, : sum(self.sizes[:2])] if self.seminorm else z
 
-    def size(self, scaled: Tensor) -> Tensor:
+    def size(self, scaled: Tensor, packed: Tensor) -> Tensor:
         """The largest of the root mean squares of state and adjoint and of each gradient: (1,)."""
         parts = scaled.split([sum(self.sizes[:2]), *([] if self.seminorm else self.sizes[2:])], dim=1)
-        return torch.stack([System.size(self, part) for part in parts]).amax(dim=0)
+        return torch.stack([System.size(self, part, packed) for part in parts]).amax(dim=0)
 
     def row_moment(self, theta: float, dtheta: float, row: int) -> tuple[float, float]:
         start, length = self.start_column.flatten()[0].item(), self.length_column.flatten()[0].item()

@@ -98,6 +98,9 @@ class Pair(System):
     def judged(self, z: Tensor) -> Tensor:
         return self.inner.judged(z[:, -1])
 
+    def beside(self, z: Tensor) -> Tensor | None:
+        return self.inner.beside(z[:, -1])
+
     def at(self, segment: int) -> Self:
         leg = self.copied()
         leg.inner = self.inner.at(segment)

@@ -119,14 +119,15 @@ class RungeKutta(Marching):
         t, h = t.to(dtype), h.to(dtype)
         ks, points = stages(system, tableau, t, z, h, carry)
         z1, error = points[-1], combine(tableau.error or (), ks) * h
-        ratio, stiffness = system.size(self._scaled(system, z, z1, error)), None
-        if tableau.stiffness:
-            stiffness = _stiffness(*map(system.judged, (*ks[-2:], *points[-2:])))
-        mid = None
+        mid, reached = None, z1
         if system.dense and tableau.mid:
             mid = torch.addcmul(z, combine(tableau.mid, ks), h)
         elif system.dense:
-            mid = hermite_mid(z, z1, h, ks[0], ks[-1])
+            mid = reached = hermite_mid(z, z1, h, ks[0], ks[-1])
+        judged = torch.add(error, reached.detach(), alpha=0)  # non-finite where the step's result is
+        ratio, stiffness = system.size(self._scaled(system, z, z1, judged), judged), None
+        if tableau.stiffness:
+            stiffness = _stiffness(*map(system.judged, (*ks[-2:], *points[-2:])))
         return Step(z1, error, ratio, stiffness, mid, ks[-1])
 
     def engage(self, system: InitialValue, recording: bool, keeping: bool) -> None:
@@ -135,7 +136,7 @@ class RungeKutta(Marching):
     def march(self, system: System) -> Trace:
         stepper = system.engine or Eager(self, system, self.start)
         z, slope = stepper.open()
-        trace = Trace(z, apart=self.apart)
+        trace = Trace(z, apart=self.apart, estimated=(True, self.tableau.stiffness))
         pace = self._pace(stepper, trace)
         for leg in system.legs():
             pace.enter(leg, slope)
@@ -182,7 +183,7 @@ class RungeKutta(Marching):
 
     def _norm(self, leg: System, z: Tensor, scale: Tensor) -> Tensor:
         """The root mean square of each row's judged part of z, or over the rows that move, as wide as times are."""
-        sizes = leg.size(leg.judged(z) / scale).to(leg.start.dtype)
+        sizes = leg.size(leg.judged(z) / scale, z).to(leg.start.dtype)
         return sizes if self.apart else torch.linalg.vector_norm(sizes) / leg.moving**0.5
 
 

@@ -149,7 +149,7 @@ class Foreign(Solver):
             reached = times.detach()[bad[row]]
             t = reached[(reached - times.detach()[0]).abs().argmin()]
             raise SolveError(
-                f"the state became non-finite in row {row} by time {float(t):.6g} ({self}); "
+                f"the state or an integral became non-finite in row {row} by time {float(t):.6g} ({self}); "
                 "take smaller steps, or bound the field"
             )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
@@ -124,17 +125,21 @@ class FixedMarching(Marching):
                 trace.accept(node, step)
                 z, carry = step.y, step.carry
         trace.nfe = system.calls
-        if trace.steps and not bool(z.isfinite().all()):
+        if trace.steps and bool(_broken(trace.steps[-1]).any()):
             raise self._failure(system, trace)
         return trace
 
     def _failure(self, system: System, trace: Trace) -> SolveError:
-        n = next(i for i, step in enumerate(trace.steps) if not bool(step.y.isfinite().all()))
-        node, end = trace.nodes[n], trace.steps[n].y
-        bad = end.isfinite().reshape(len(end), -1).all(dim=1).logical_not()
-        row = int(bad.int().argmax())
+        n, bad = next((i, bad) for i, step in enumerate(trace.steps) if bool((bad := _broken(step)).any()))
+        node, row = trace.nodes[n], int(bad.int().argmax())
         t, h = system.at(node.segment).row_moment(node.theta, node.dtheta, row)
         return SolveError(
-            f"the state became non-finite in row {row}, in the step of size {h:.3g} from time {t:.6g} ({self}); "
-            "take more steps, or bound the field"
+            f"the state or an integral became non-finite in row {row}, in the step of size {h:.3g} from time {t:.6g} "
+            f"({self}); take more steps, or bound the field"
         )
+
+
+def _broken(step: Step) -> Tensor:
+    """(B,) bool: rows whose state or integrals, at the end of a step or inside it, are not finite."""
+    found = [x.isfinite().reshape(len(x), -1).all(dim=1) for x in (step.y, step.mid) if x is not None]
+    return torch.stack(found).all(dim=0).logical_not()

@@ -144,7 +144,7 @@ def failure(
 ) -> SolveError:
     """The error for a row that cannot go on from (t, h) = moment; counts: its accepted and rejected steps."""
     broken = not math.isfinite(ratio)
-    what = "the field is non-finite there" if broken else f"its scaled error is {ratio:.3g}"
+    what = "the field or an integrand is non-finite there" if broken else f"its scaled error is {ratio:.3g}"
     cure = "loosen rtol and atol, raise max_steps or solve in float64"
     cure = "bound the field or its parameters" if broken else cure
     return SolveError(
@@ -163,7 +163,7 @@ def non_finite_start(
     rows = torch.arange(total, device=bad.device) if rows is None else rows
     t, h = leg.row_moment(0.0, 1.0, place)
     return SolveError(
-        f"the state or its rate is non-finite at time {t:.6g} in row {int(rows[place])}, before the first step over "
-        f"{h:.3g} ({rules.method}); look for NaN in the inputs or in the field's parameters",
+        f"the state, an integral or a rate is non-finite at time {t:.6g} in row {int(rows[place])}, before the first "
+        f"step over {h:.3g} ({rules.method}); look for NaN in the inputs or in the field's parameters",
         rows.new_zeros(total).index_copy(0, rows, bad.long() * NON_FINITE),
     )

@@ -54,9 +54,15 @@ class System(ABC):
     def judged(self, z: Tensor) -> Tensor:
         """The part of a packed tensor that the error norm sees."""
 
-    def size(self, scaled: Tensor) -> Tensor:
-        """The root mean square of each row's judged part: (B,)."""
-        return row_norms(scaled) / math.sqrt(scaled[0].numel())
+    def beside(self, z: Tensor) -> Tensor | None:
+        """The integrals (B, K) within a packed tensor, which the error norm does not see; None: there are none."""
+        return None
+
+    def size(self, scaled: Tensor, packed: Tensor) -> Tensor:
+        """The root mean square of each row's judged part: (B,); NaN where the row's integrals in `packed` are not
+        finite."""
+        sizes, integrals = row_norms(scaled) / math.sqrt(scaled[0].numel()), self.beside(packed)
+        return sizes if integrals is None else sizes + (integrals.detach() * 0).sum(dim=1)
 
     @abstractmethod
     def at(self, segment: int) -> Self:
@@ -249,6 +255,9 @@ class InitialValue(System):
 
     def judged(self, z: Tensor) -> Tensor:
         return z[:, : self.width] if self.columns else z
+
+    def beside(self, z: Tensor) -> Tensor | None:
+        return z[:, self.width :] if self.columns else None
 
     def state(self, z: Tensor) -> Tensor:
         """The state (B, *state) within a packed tensor (..., B, D + K)."""
