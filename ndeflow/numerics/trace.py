@@ -42,6 +42,7 @@ class Trace:
     """The accepted steps of a march in order, from the packed state z0; N may be 0.
 
     apart: rows step each at its own pace; then `tries` are all attempts, and otherwise `rejections` those in vain.
+    estimated: whether its steps estimate error and stiffness.
     kept: what each step keeps for the backward pass, or None. nfe: of every row, or (B,). failures: None where all rows
     were solved.
     """
@@ -53,6 +54,7 @@ class Trace:
     rejections: list[Rejection] = field(default_factory=list)
     nfe: int | Tensor = 0
     apart: bool = False
+    estimated: tuple[bool, bool] = (False, False)
     tries: list[Try] = field(default_factory=list)
     failures: Failures | None = None
 
@@ -73,6 +75,10 @@ class Trace:
 
     def estimates(self) -> tuple[Tensor | None, Tensor | None]:
         """Error and stiffness of the accepted steps, (B, N) each; None where the method has none."""
+        if not self.steps:
+            nothing = self.z0.new_zeros(len(self.z0), 0, dtype=self.z0.dtype.to_real())
+            error, stiffness = (nothing if there else None for there in self.estimated)
+            return error, stiffness
         error = [s.ratio for s in self.steps if s.ratio is not None]
         stiffness = [s.stiffness for s in self.steps if s.stiffness is not None]
         return self.by_row(error) if error else None, self.by_row(stiffness) if stiffness else None

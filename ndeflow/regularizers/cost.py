@@ -59,9 +59,9 @@ class GlobalError(Regularizer):
         return self._aggregated(error, mesh.sizes() / len(stats.error) ** 0.5, max(len(error), 1))
 
     def _aggregated(self, error: Tensor, sizes: Tensor, counts: Tensor | int) -> Tensor:
-        """Of the terms E h (N,) or (R, N), `counts` of each row: 0-dim or (R,)."""
+        """Of the terms E h (N,) or (R, N), `counts` of each row: 0-dim or (R,); 0 where there are none."""
         sizes = sizes.to(error.dtype)
-        if self.aggregate == "max":
+        if self.aggregate == "max" and error.shape[-1]:
             return (error * sizes).amax(dim=-1)
         total = torch.linalg.vecdot(error, sizes)
-        return total if self.aggregate == "sum" else total / counts
+        return total / counts if self.aggregate == "mean" else total

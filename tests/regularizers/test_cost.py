@@ -6,7 +6,7 @@ from torch import nn
 
 from ndeflow.contracts import Output, Solved
 from ndeflow.models import ODEForecaster
-from ndeflow.numerics.adjoint import Checkpointed
+from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.backsolve import Backsolve
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.fixed import FixedRungeKutta
@@ -83,6 +83,32 @@ def test_one_descent_step_on_a_frozen_mesh_lowers_the_error():
             total += step.ratio.square().mean().sqrt().item() * h
             y = step.y
     assert total < before.item() - 0.005 * norm.item()
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "mean", "max"])
+@pytest.mark.parametrize("batching", ["shared", "per_sample"])
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()])
+def test_a_solve_without_a_step_has_no_error_and_no_gradient(adjoint, batching, aggregate):
+    solver = RungeKutta(batching=batching, compile="off")
+    for ts in (torch.full((3,), 0.5).double(), torch.full((6, 3), 0.5).double()):
+        field, y0 = Net(), torch.ones(6, 2, dtype=torch.float64, requires_grad=True)
+        solution = solve(field, y0, ts, solver=solver, adjoint=adjoint)
+        assert solution.stats.error.shape == solution.stats.stiffness.shape == (6, 0)
+        assert solution.stats.attempts.error.shape == (6, 0)
+        value = penalty(solution, aggregate)
+        assert value.item() == 0
+        (value + solution.ys.sum()).backward()
+        assert (y0.grad == 3).all() and not any(p.grad is not None and p.grad.any() for p in field.parameters())
+
+
+def test_a_batch_of_which_no_row_can_start_has_no_error():
+    def field(t, y):
+        return y * torch.nan
+
+    solver = RungeKutta("bosh3", batching="per_sample", on_failure="mask", compile="off")
+    solution = solve(field, torch.ones(2, 1), torch.tensor([0.0, 1.0]), solver=solver)
+    assert solution.stats.error.shape == (2, 0) and solution.stats.stiffness is None
+    assert penalty(solution, "max").item() == 0
 
 
 def test_adjoints_and_solvers_without_error_gradients_are_refused_with_the_cure():
