@@ -16,8 +16,11 @@ from ndeflow.models.base import Model, Preparation
 from ndeflow.models.failures import remaining
 from ndeflow.numerics.seeds import mix
 from ndeflow.numerics.solution import Solution, SolveError
+from ndeflow.training.checkpoints import KEY
 from ndeflow.training.clipping import Clipped
 from ndeflow.training.meter import Meter
+from ndeflow.training.ranks import of_all, of_mine
+from ndeflow.training.tally import Tally
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +56,7 @@ class Task(Clipped, ABC):
         self.meter = Meter()
         self._averages = Averages()
         self._backward_nfe: list[list[int]] = []  # of each solve of this step, to be filled by the backward pass
-        self._failed: list[Tensor] = []  # (B,) bool of each step of this epoch
+        self._tally = Tally()
 
     @abstractmethod
     def loss(self, output: Output, batch: Any) -> Tensor:
@@ -110,11 +113,21 @@ class Task(Clipped, ABC):
         return self.objective(batch)
 
     def on_train_epoch_start(self) -> None:
-        self._failed = []
+        self._tally = Tally()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._tally.commit()
 
     def on_train_epoch_end(self) -> None:
-        if self._failed:
-            check_failures(float(torch.cat(self._failed).double().mean()), "training")
+        check_failures(self._tally.share(self.trainer.strategy), "training")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint.setdefault(KEY, {})["failed"] = of_all(self.trainer, self._tally.state_dict())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = of_mine(self.trainer, checkpoint.get(KEY, {}).get("failed", ()))
+        if state is not None:
+            self._tally.load_state_dict(state)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Lightning's, and the graph is let go at once instead of after the optimizer step."""
@@ -186,7 +199,7 @@ class Task(Clipped, ABC):
     def _count(self, failed: Tensor | None) -> None:
         """Note the rows (B,) that failed in this step, where rows can."""
         if failed is not None:
-            self._failed.append(failed)
+            self._tally.add(failed)
             self.meter.add({"train/failed": failed.double().mean()})
 
 
@@ -197,7 +210,7 @@ MOST = 0.1  # of the rows of an epoch may fail
 
 
 def check_failures(share: float, split: str) -> None:
-    """Raises SolveError where more than a tenth of the rows of an epoch failed."""
+    """Raises SolveError where more than a tenth of the rows of an epoch, of all processes, failed."""
     if share > MOST:
         raise SolveError(
             f"{share:.0%} of the rows of an epoch of {split} could not be solved, more than {MOST:.0%}; lower "

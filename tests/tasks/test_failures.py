@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from ndeflow import predictions
@@ -18,6 +21,10 @@ from ndeflow.numerics.solution import SolveError
 from ndeflow.regularizers import GlobalError
 from ndeflow.tasks import Classification, Forecasting
 from ndeflow.tasks.base import Task
+from ndeflow.training.signals import Interrupted
+from ndeflow.training.tally import Tally
+from tests.training import tiny_training as tiny
+from tests.training.test_resume import SignalAt
 
 SPEC = DataSpec(("y",), (0.0,), (1.0,), classes=("a", "b"))
 
@@ -120,15 +127,56 @@ def test_a_batch_without_a_row_left_gives_a_zero_that_touches_every_parameter():
     assert gradient(made, batch(4.0, 5.0)) == (0.0, 0.0)
 
 
-def test_many_failures_in_an_epoch_end_the_run():
-    made = task()
-    made.on_train_epoch_start()
-    for data in (batch(*[0.1] * 9, 4.0), batch(*[0.1] * 10)):
-        made.objective(data)
-    made.on_train_epoch_end()
-    made.objective(batch(4.0, 4.0))
-    with pytest.raises(SolveError, match=r"14% of the rows of an epoch of training .* lower optimizer\.lr"):
-        made.on_train_epoch_end()
+class Ordered(tiny.TinyLoader):
+    """Ten batches of four rows; those that fail are the last of some batches."""
+
+    failing = (2, 2, 0, 0, 0, 0, 1, 0, 0, 0)
+
+    def __iter__(self) -> Iterator[Any]:
+        start, self.start = self.start, 0
+        for count in self.failing[start:]:
+            yield batch(*[0.1] * (4 - count), *[4.0] * count)
+
+
+def fit(run_dir, *extra: Callback, failing: tuple[int, ...] = Ordered.failing) -> None:
+    trainer, last = tiny.make_trainer(run_dir, 1, *extra), run_dir / "checkpoints" / "last.ckpt"
+    loader = Ordered(trainer)
+    loader.failing = failing
+    trainer.fit(task(), loader, tiny.Valid([batch(0.1, 0.2)]), ckpt_path=last if last.exists() else None)
+
+
+def test_many_failures_in_an_epoch_end_the_run_also_a_resumed_one(tmp_path):
+    """The rows before the stop, and those of the batch that was cut, are judged, each once: 5 of 40."""
+    message = r"12% of the rows of an epoch of training .* lower optimizer\.lr"
+    with pytest.raises(SolveError, match=message):
+        fit(tmp_path / "whole")
+    for step in (1, 6):
+        with pytest.raises(Interrupted):
+            fit(tmp_path / "cut", SignalAt("on_before_backward", step))
+    with pytest.raises(SolveError, match=message):
+        fit(tmp_path / "cut")
+
+
+def test_a_tenth_of_the_rows_may_fail(tmp_path):
+    fit(tmp_path, failing=(2, 2, 0, 0, 0, 0, 0, 0, 0, 0))
+
+
+def test_failures_are_counted_over_all_processes():
+    class Two:
+        root_device = torch.device("cpu")
+
+        def reduce(self, tensor, group=None, reduce_op="mean"):
+            assert reduce_op == "sum"
+            return tensor + torch.tensor([3, 10])
+
+    tally = Tally()
+    assert tally.share(Two()) == 0.0
+    tally.add(torch.tensor([True, False]))
+    assert tally.state_dict() == [0, 0]
+    tally.commit()
+    tally.add(torch.tensor([True, True, False]))
+    tally.commit()
+    assert tally.share(Two()) == 6 / 15 and tally.state_dict() == [3, 5]
 
 
 def test_evaluation_leaves_failed_rows_out_and_counts_them():
