@@ -84,7 +84,8 @@ class RungeKutta(Marching):
             raise ValueError(f"expected on_failure raise or mask, got {self.on_failure!r}")
         if self.on_failure == "mask" and not self.apart:
             raise ValueError(
-                "expected batching=per_sample for on_failure=mask, got shared; rows that step together fail together"
+                "expected batching=per_sample for on_failure=mask, got shared, whose rows fail together; set "
+                "batching=per_sample, or on_failure=raise"
             )
 
     @property

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ndeflow.models.failures import remaining
 from ndeflow.training.trackers import send_figure
 
 if TYPE_CHECKING:
@@ -38,13 +39,18 @@ def run_figures(rows: Sequence[Mapping[str, float]]) -> dict[str, Figure]:
 
 
 def task_figures(task: Drawing, batch: Any) -> dict[str, Figure]:
-    """The task's own figures of its model's answer to `batch`, and its dearest solve's trace; in evaluation mode."""
+    """The task's own figures of its model's answer to `batch`, and its dearest solve's trace; in evaluation mode.
+
+    Rows whose solve failed are in the trace alone.
+    """
     training = task.model.training
     task.model.eval()
     try:
         with torch.no_grad():
             output = task.model(batch)
-            return {**task.figures(output, batch), **_traces(output.solutions)}
+            left = remaining(output, batch, {})
+            own = {} if left.empty else task.figures(left.output, left.batch)
+            return {**own, **_traces(output.solutions)}
     finally:
         task.model.train(training)
 

@@ -12,6 +12,7 @@ from ndeflow.numerics.backsolve import Backsolve
 from ndeflow.numerics.controllers import PI, I
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.paths import ControlPath, Hermite
+from ndeflow.numerics.reversible import Reversible
 from ndeflow.numerics.solution import NON_FINITE, TOO_MANY, UNDERFLOW, Solution, SolveError
 from ndeflow.numerics.solve import solve
 from tests.problems import FORCED, PROBLEMS, Conditions, Driven, Mixed, Net, apart, start
@@ -230,9 +231,23 @@ def test_a_row_that_fails_is_named_with_its_status():
     assert raised.value.status.tolist() == [0, 0, NON_FINITE]
 
 
-@pytest.mark.parametrize("settings", [{"batching": "rows"}, {"on_failure": "mask"}, {"on_failure": "skip"}])
-def test_senseless_settings_are_refused(settings):
-    with pytest.raises(ValueError, match="expected (batching|on_failure)"):
+REFUSED = [
+    ({"batching": "rows"}, "expected batching shared or per_sample, got 'rows'"),
+    ({"on_failure": "skip"}, "expected on_failure raise or mask, got 'skip'"),
+    ({"on_failure": "mask"}, "expected batching=per_sample for on_failure=mask, got shared.*; set batching"),
+    ({"on_failure": "mask", "batching": "shared", "compile": "on"}, "set batching=per_sample, or on_failure=raise"),
+]
+
+
+@pytest.mark.parametrize("adjoint", [Backsolve(), Reversible()])
+def test_masking_is_refused_by_adjoints_of_common_steps(adjoint):
+    with pytest.raises(ValueError, match=r"per.sample.*use (batching=)?shared, or .*Checkpointed"):
+        solve(Net(), start(), TS, solver=own(on_failure="mask"), adjoint=adjoint)
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_senseless_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
         RungeKutta(**settings)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
@@ -7,8 +8,10 @@ from matplotlib.image import imread
 from torch import nn
 
 from ndeflow import FixedRungeKutta, Output, RungeKutta, solve
+from ndeflow.numerics.some import held
 from ndeflow.training import figures
 from ndeflow.training.figures import run_figures, task_figures, write_figures
+from tests.tasks.test_failures import batch
 
 
 def picture() -> Figure:
@@ -56,6 +59,27 @@ def test_a_task_draws_in_evaluation_mode_and_goes_on_training():
     assert list(made) == ["prediction", "trace"] and "3 accepted" in made["trace"].axes[0].get_title(loc="left")
     assert task.seen is not None and torch.equal(task.seen, torch.ones(8)) and not task.seen.requires_grad
     assert task.training and task.model.training
+
+
+class Blocked(nn.Module):
+    """Rows of a negative start are not solved."""
+
+    def forward(self, batch):
+        def field(t, y):
+            return torch.where(y < 0, torch.nan, -y)
+
+        ts = batch.ts[0].float()
+        solver = RungeKutta(batching="per_sample", on_failure="mask", compile="off")
+        solution = held(solve(field, batch.ys[:, 0].float(), ts, solver=solver))
+        return Output(solution.ys, (solution,))
+
+
+def test_rows_that_failed_are_not_drawn():
+    task, data = Task(), batch(0.1, -0.2, 0.3)
+    task.model = Blocked()
+    assert list(task_figures(task, data)) == ["prediction", "trace"]
+    assert task.seen is not None and task.seen[:, 0, 0].tolist() == pytest.approx([0.1, 0.3])
+    assert list(task_figures(task, batch(-0.1, -0.2))) == ["trace"]
 
 
 def test_no_trace_without_a_solve():
