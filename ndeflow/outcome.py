@@ -11,6 +11,7 @@ from typing import Any
 
 from ndeflow import claims, runs
 from ndeflow.data.loader import moved
+from ndeflow.numerics.diagnosis import diagnose
 from ndeflow.numerics.solution import SolveError
 from ndeflow.runs import FAILED, Run, first_process, say
 from ndeflow.training.assembly import Assembly
@@ -78,7 +79,15 @@ def described(error: Exception) -> str:
     frames = reversed(traceback.extract_tb(error.__traceback__))
     where = next((frame for frame in frames if _is_own(frame.filename)), None)
     place = f" ({Path(where.filename).name}, line {where.lineno}, in {where.name})" if where else ""
-    return f"{'' if expected else type(error).__name__ + ': '}{error}{place}"
+    return f"{'' if expected else type(error).__name__ + ': '}{error}{_cause(error)}{place}"
+
+
+def _cause(error: Exception) -> str:
+    """What made a solve that failed expensive, where its steps tell more than that they were many or small."""
+    if not isinstance(error, SolveError) or error.partial is None:
+        return ""
+    found = diagnose(error.partial)
+    return f"; judged by its steps: {found}" if found.kind in ("discontinuous", "stiff", "knots") else ""
 
 
 def _is_own(file: str) -> bool:

@@ -18,12 +18,12 @@ from ndeflow.numerics.norms import stacked_norms
 from ndeflow.numerics.pacing import Pace, Rules, Shared
 from ndeflow.numerics.persample import PerSample
 from ndeflow.numerics.segments import Segments, adaptive_segments
-from ndeflow.numerics.solution import Step
+from ndeflow.numerics.solution import NON_FINITE, SolveError, Step
 from ndeflow.numerics.stages import combine, hermite_mid, stages
 from ndeflow.numerics.stepper import Eager, Stepper
 from ndeflow.numerics.system import InitialValue, System
 from ndeflow.numerics.tableaus import PAIRS, Tableau
-from ndeflow.numerics.trace import Trace
+from ndeflow.numerics.trace import Trace, partial
 
 COMPILE = ("auto", "on", "off")
 
@@ -138,16 +138,23 @@ class RungeKutta(Marching):
         stepper = system.engine or Eager(self, system, self.start)
         z, slope = stepper.open()
         trace = Trace(z, apart=self.apart, estimated=(True, self.tableau.stiffness))
-        pace = self._pace(stepper, trace)
+        try:
+            self._cross(system, stepper, self._pace(stepper, trace), slope)
+        except SolveError as error:
+            if isinstance(system, InitialValue) and error.status is not None and not (error.status == NON_FINITE).any():
+                error.partial = partial(self, system, trace)
+            raise
+        stepper.close()
+        trace.nfe = system.evaluations() if self.apart else system.calls
+        return trace
+
+    def _cross(self, system: System, stepper: Stepper, pace: Pace, slope: Tensor | None) -> None:
         for leg in system.legs():
             pace.enter(leg, slope)
             slope = None
             while pace.open:
                 t, h = pace.attempt()
                 pace.take(stepper.step(pace.leg, t, pace.z, h, pace.carry))
-        stepper.close()
-        trace.nfe = system.evaluations() if self.apart else system.calls
-        return trace
 
     def _pace(self, stepper: Stepper, trace: Trace) -> Pace:
         if self.apart:

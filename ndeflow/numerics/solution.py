@@ -19,12 +19,14 @@ NON_FINITE, UNDERFLOW, TOO_MANY = 1, 2, 3  # why a row failed, as `Stats.status`
 class SolveError(RuntimeError):
     """A solve that could not be carried out; the message names time, step size and cure.
 
-    status: (B,) int64 as in `Stats`, where the solver can tell which rows failed.
+    status: (B,) int64 as in `Stats`, where the solver can tell which rows failed. partial: the solve so far, to be
+    diagnosed, where its steps were chosen by an error and that is finite.
     """
 
     def __init__(self, message: str, status: Tensor | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.partial: Solution | None = None
 
 
 @dataclass(frozen=True)

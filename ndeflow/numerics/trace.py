@@ -139,6 +139,13 @@ def finish(solver: Solver, system: InitialValue, packed: Tensor, stats: Stats) -
     return Solution(system.times, system.state(packed), stats, system.integrals(packed), system.problem, solver)
 
 
+@torch.no_grad()
+def partial(solver: Solver, system: InitialValue, trace: Trace) -> Solution:
+    """What there is of a march that failed: its cost and mesh, and of the states the first."""
+    stats = statistics(system, trace, *trace.estimates())
+    return finish(solver, system, trace.z0.detach().unsqueeze(1), stats)
+
+
 def statistics(system: InitialValue, trace: Trace, error: Tensor | None, stiffness: Tensor | None) -> Stats:
     """The cost of a march, and its mesh."""
     rows, failures = system.rows, trace.failures
