@@ -51,7 +51,7 @@ class Stats:
 
     counts: nfe, accepted, rejected and status, which are (B,) int64. nfe counts the evaluations in which a row was
     computed, rejected steps and starting heuristic included. status: 0 solved; failed, where the solver masks failures:
-    1 state or rate non-finite, 2 step size underflowed, 3 more than `max_steps` attempts.
+    1 state, integral or rate non-finite, 2 step size underflowed, 3 more than `max_steps` attempts.
     mesh: where the solve stepped; it gives, when first read, `times` and `steps` (B, N), starts and sizes of the
     accepted steps, float64, never on the autograd graph, and `attempts`, the rejected steps among the accepted ones.
     error: (B, N), each row's tolerance-scaled RMS local error: sqrt(mean((e / (atol + rtol max(|y0|, |y1|)))^2)).
