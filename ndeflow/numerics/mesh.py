@@ -69,11 +69,11 @@ class SharedMesh(Mesh):
     def steps(self) -> tuple[Tensor, Tensor]:
         return self._spans(self.accepted)
 
-    def sizes(self) -> Tensor:
-        """(N,), absolute sizes of the accepted steps, on average over rows."""
+    def sizes(self, like: Tensor) -> Tensor:
+        """(N,), absolute sizes of the accepted steps, on average over rows; of the kind of another tensor."""
         if self.numbers is None:
-            return self.steps()[1].abs().mean(dim=0)
-        return self.edges.new_tensor([abs(p.dtheta * self._length(p, self.numbers)) for p in self.accepted])
+            return self.steps()[1].abs().mean(dim=0).to(like)
+        return like.new_tensor([abs(p.dtheta * self._length(p, self.numbers)) for p in self.accepted])
 
     def attempts(self, error: Tensor | None) -> Attempts:
         count = len(self.accepted)

@@ -54,14 +54,17 @@ class GlobalError(Regularizer):
         if stats.error is None:
             raise ValueError("expected a solve with local error estimates, got none; use an adaptive solver")
         if not isinstance(mesh, SharedMesh):
-            return self._aggregated(stats.error, stats.steps.abs(), stats.accepted.clamp(min=1)).mean()
+            sizes, counts = stats.steps.abs().to(stats.error), stats.accepted.clamp(min=1)
+            return self._aggregated(stats.error * sizes, counts).mean()
         error = torch.linalg.vector_norm(stats.error, dim=0)  # its gradient at 0 is 0
-        return self._aggregated(error, mesh.sizes() / len(stats.error) ** 0.5, max(len(error), 1))
+        sizes = mesh.sizes(error) / len(stats.error) ** 0.5
+        if self.aggregate == "sum":
+            return error.dot(sizes)
+        return self._aggregated(error * sizes, max(len(error), 1))
 
-    def _aggregated(self, error: Tensor, sizes: Tensor, counts: Tensor | int) -> Tensor:
-        """Of the terms E h (N,) or (R, N), `counts` of each row: 0-dim or (R,); 0 where there are none."""
-        sizes = sizes.to(error.dtype)
-        if self.aggregate == "max" and error.shape[-1]:
-            return (error * sizes).amax(dim=-1)
-        total = torch.linalg.vecdot(error, sizes)
+    def _aggregated(self, terms: Tensor, counts: Tensor | int) -> Tensor:
+        """Of terms (N,) or (R, N), `counts` of each row: 0-dim or (R,); 0 where there are none."""
+        if self.aggregate == "max" and terms.shape[-1]:
+            return terms.amax(dim=-1)
+        total = terms.sum(dim=-1)
         return total / counts if self.aggregate == "mean" else total
