@@ -31,7 +31,7 @@ class Direct(Adjoint):
         if not isinstance(solver, Marching):
             return solver.integrate(problem)
         system, recording = solver.system(problem), replay.records(problem)
-        solver.engage(system, recording, keeping=True)
+        solver = solver.engage(system, recording, keeping=True)
         if recording and system.compiled:
             return replayed(solver, system)
         return solution(solver, system, solver.march(system))
@@ -58,7 +58,7 @@ class Checkpointed(Adjoint):
             )
         replay.needs_module(problem, "Checkpointed")
         system, recording = solver.system(problem), replay.records(problem)
-        solver.engage(system, recording, keeping=False)
+        solver = solver.engage(system, recording, keeping=False)
         return replayed(solver, system) if recording else solution(solver, system, solver.march(system))
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,10 @@ CHUNK = 1 << 18
 BLOCK = 64
 
 
-def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
+def philox(counter: Sequence[Tensor], key: Sequence[Any]) -> list[Tensor]:
     """Philox4x32-10: four pseudo-random 32-bit words for each four-word counter.
 
-    counter: four int64 tensors of 32-bit values that broadcast together. key: two 32-bit integers.
+    counter: four int64 tensors of 32-bit values that broadcast together. key: two 32-bit integers, or 0-dim tensors.
     Returns four int64 tensors of 32-bit values. int64 products wrap, which leaves both halves right.
     Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3", §3.3.
     """
@@ -44,6 +45,21 @@ def box_muller(first: Tensor, second: Tensor, dtype: torch.dtype) -> tuple[Tenso
     angle = (second >> 8).to(dtype) * (2.0**-23 * math.pi)
     radius = (-2.0 * u.log()).sqrt()
     return radius * angle.cos(), radius * angle.sin()
+
+
+def step_normals(key: Sequence[Any], index: Tensor, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Standard normals of a step: (B, size), or (N, B, size) of N steps.
+
+    key: the seed's low and high word. index: (B,) int64, of the rows. step: its number, int64, 0-dim or (N, 1, 1).
+    Made in float32, in float64 if `dtype` is; the words behind them are the same on every device. The counter is (four
+    channels, index low, index high, step).
+    """
+    quads = torch.arange(-(-size // WORDS), device=index.device)
+    counter = (quads, (index & WORD)[:, None], (index >> 32 & WORD)[:, None], step & WORD)
+    a, b, c, d = philox(counter, key)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    normals = (*box_muller(a, b, wide), *box_muller(c, d, wide))
+    return torch.stack(normals, dim=-1).flatten(-2)[..., :size].to(dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +94,17 @@ class Brownian:
                 "give Brownian(seed, index) the index of this batch, or none"
             )
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """The low and the high word of the seed."""
+        return self.seed & WORD, self.seed >> 32 & WORD
+
+    def rows(self, batch: int, device: torch.device) -> Tensor:
+        """The index of each of the rows: (B,) int64."""
+        self.check(batch)
+        index = torch.arange(batch) if self.index is None else self.index
+        return index.to(device=device, dtype=torch.int64)
+
     @torch.no_grad()
     def normals(
         self, first_step: int, count: int, size: int, *, batch: int, dtype: torch.dtype, device: torch.device
@@ -87,25 +114,17 @@ class Brownian:
         Entry [n, b, c] depends on the seed, index[b], first_step + n and c only. Numbers are made in float32,
         in float64 if `dtype` is; their integers are the same on every device.
         """
-        self.check(batch)
-        index = torch.arange(batch) if self.index is None else self.index
-        index = index.to(device=device, dtype=torch.int64)
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        index = self.rows(batch, device)
         chunk = max(1, CHUNK // max(1, batch * size))
         pieces = [
-            self._draw(range(first_step + n, first_step + min(n + chunk, count)), size, index, wide)
+            step_normals(self.key, index, _numbers(first_step + n, min(chunk, count - n), device), size, dtype)
             for n in range(0, count, chunk)
         ]
-        return torch.cat(pieces).to(dtype) if pieces else torch.empty(0, batch, size, dtype=dtype, device=device)
+        return torch.cat(pieces) if pieces else torch.empty(0, batch, size, dtype=dtype, device=device)
 
-    def _draw(self, steps: range, size: int, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """(len(steps), B, size) normals; the counter is (four channels, key low, key high, step)."""
-        quads = torch.arange(-(-size // WORDS), device=index.device)
-        step = torch.arange(steps.start, steps.stop, device=index.device) & WORD
-        counter = (quads, (index & WORD)[:, None], (index >> 32 & WORD)[:, None], step[:, None, None])
-        a, b, c, d = philox(counter, (self.seed & WORD, self.seed >> 32 & WORD))
-        normals = (*box_muller(a, b, dtype), *box_muller(c, d, dtype))
-        return torch.stack(normals, dim=-1).flatten(-2)[..., :size]
+
+def _numbers(first: int, count: int, device: torch.device) -> Tensor:
+    return torch.arange(first, first + count, device=device).view(-1, 1, 1)
 
 
 class Path:

@@ -142,15 +142,15 @@ class CompiledReverse(Reverse):
         node, trace, totals = self.tape.trace.nodes[n], self.tape.trace, [*self.modules, *self.leaves]
         kept, trace.kept[n] = trace.kept[n], None  # let go; another backward pass takes the step again
         if kept is None:
-            kept = self.engine.take(leg, *leg.moment(node.theta, node.dtheta), node.z, node.carry)
-        cotangents = [z1, carry1[0] if carry1 else None, *inner]
-        z, slope, totals = self.engine.pull(leg, kept, cotangents, totals)
-        if node.fresh:
-            slope = slope if k0 is None else slope + k0
-            more, totals = self.engine.pull_slope(leg, kept.inputs[0], node.z, slope, totals)
-            z = z + more
+            kept = self.engine.take(leg, *leg.moment(node.theta, node.dtheta), node.z, node.carry, node.noise)
+        ends = [z1, *(carry1 or [None] * self.engine.form.carries)]
+        z, before, totals = self.engine.pull(leg, kept, ends, inner, totals)
+        if node.fresh and before:
+            before[0] = before[0] if k0 is None else before[0] + k0
+            more, totals = self.engine.pull_begin(leg, kept.inputs[0], node.z, before, totals)
+            z, before = z + more, []
         self.modules, self.leaves = totals[: self.count], totals[self.count :]
-        return z, [] if node.fresh else [slope]
+        return z, [*before]
 
     def _leave(self) -> None:
         """Carry the totals of a segment's leaves over to the conditions they were made from."""

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.brownian import Brownian, Path
+from ndeflow.numerics.brownian import Brownian, Path, step_normals
+from ndeflow.numerics.chunks import engaged
+from ndeflow.numerics.compilation import check_choice
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.marching import FixedMarching
 from ndeflow.numerics.segments import Segments
@@ -77,12 +79,13 @@ class Scheme:
 
     advance: one step, (sde, t, z, f, h, dw) -> z at t + h, with f the drift at (t, z), dw (B, m) the increment of W,
     t and h 0-dim or columns that broadcast against z. calculi: whose integrals it converges to. orders: strong
-    order by noise type; a type it does not list is refused.
+    order by noise type; a type it does not list is refused. evaluations: of the drift, a step.
     """
 
     advance: Callable[[Terms, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     calculi: tuple[str, ...]
     orders: Mapping[str, float]
+    evaluations: int = 1
 
 
 EULER_ORDERS = {"scalar": 0.5, "diagonal": 0.5, "general": 0.5, "additive": 1.0}
@@ -91,8 +94,8 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     {
         "euler": Scheme(euler, ("ito",), EULER_ORDERS),
         "milstein": Scheme(milstein, ("ito", "stratonovich"), {"scalar": 1.0, "diagonal": 1.0}),
-        "heun": Scheme(heun, ("stratonovich",), STRATONOVICH_ORDERS),
-        "midpoint": Scheme(midpoint, ("stratonovich",), STRATONOVICH_ORDERS),
+        "heun": Scheme(heun, ("stratonovich",), STRATONOVICH_ORDERS, 2),
+        "midpoint": Scheme(midpoint, ("stratonovich",), STRATONOVICH_ORDERS, 2),
     }
 )
 
@@ -108,13 +111,17 @@ class Stochastic(FixedMarching):
     `Brownian`. States between steps (probes) are interpolated linearly.
 
     stats.nfe counts the drift: 1 a step, 2 for heun and midpoint. There are no error and stiffness estimates.
+    compile, compile_after: as of `RungeKutta`; compiled steps make their noise themselves, the same numbers.
     Raises ValueError, before any work, for what the method cannot solve; SolveError for a non-finite state.
     """
 
     method: str = "euler"
     steps: int = 1
+    compile: str = "auto"
+    compile_after: int = 100_000
 
     def __post_init__(self) -> None:
+        check_choice(self.compile)
         if self.method not in SCHEMES:
             raise ValueError(f"expected a method among {', '.join(SCHEMES)}, got {self.method!r}; see also TorchSDE()")
         if self.steps < 1:
@@ -138,9 +145,29 @@ class Stochastic(FixedMarching):
         self.check(problem)
         return Driven(problem, self.cut(problem), self.steps, problem.field.noise_size)
 
+    @property
+    def evaluations(self) -> int:
+        return SCHEMES[self.method].evaluations
+
+    def engage(self, system: InitialValue, recording: bool, keeping: bool) -> FixedMarching:
+        return engaged(self, system, recording, keeping)
+
     def noises(self, system: System, first: int) -> Sequence[Tensor]:
         assert isinstance(system, Driven)
         return [system.path(first + n) for n in range(self.steps)]
+
+    def numbers(self, system: System, first: int, size: int) -> Sequence[tuple[Tensor, ...]]:
+        assert isinstance(system, Driven)
+        steps = torch.arange(first, first + self.steps, size, device=system.index.device)
+        return [(step, *system.key, system.index) for step in steps.unbind()]
+
+    def noise(self, system: System, numbers: Any, j: int, z: Tensor) -> Tensor:
+        assert isinstance(system, Driven)
+        step, low, high, index = numbers
+        return step_normals((low, high), index, step + j, system.channels, z.dtype)
+
+    def noisy(self, system: InitialValue, t: Tensor, z: Tensor) -> list[Tensor]:
+        return [system.diffusion(t, z)]
 
     def advance(
         self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any = None, noise: Tensor | None = None
@@ -158,12 +185,18 @@ class Stochastic(FixedMarching):
 
 
 class Driven(InitialValue):
-    """A problem with noise as a system: `path(n)` gives the `channels` normals of step n, of `steps` a segment."""
+    """A problem with noise as a system: `path(n)` gives the `channels` normals of step n, of `steps` a segment.
+
+    key: the two words of the noise's seed. index: (B,), its rows. Both as tensors.
+    """
 
     def __init__(self, problem: Problem, segments: Segments, steps: int, channels: int) -> None:
         super().__init__(problem, segments)
-        y0, total = problem.y0, steps * (len(segments.edges) - 1)
-        self.path = Path(problem.noise, channels, total, batch=len(y0), dtype=y0.dtype, device=y0.device)
+        y0, total, noise = problem.y0, steps * (len(segments.edges) - 1), problem.noise
+        self.channels = channels
+        self.path = Path(noise, channels, total, batch=len(y0), dtype=y0.dtype, device=y0.device)
+        self.index = noise.rows(len(y0), y0.device)
+        self.key = torch.tensor(noise.key, device=y0.device).unbind()
 
 
 def terms(system: InitialValue) -> Terms:

@@ -47,7 +47,7 @@ class Tape:
         """The outputs on the graph of these inputs, on the same mesh."""
         system = replay.conditioned(self.system, conditions, edges)
         z, carry = system.join(y0, None), []
-        trace = Trace(z, apart=self.trace.apart, estimated=self.trace.estimated)
+        trace = Trace(z, apart=self.trace.apart, estimated=self.trace.estimated, parts=self.trace.parts)
         with self.ambient():
             for node in self.trace.nodes:
                 known = [] if node.fresh else [replay.taken(x, node.rows) for x in carry]
