@@ -62,17 +62,17 @@ class Checkpointed(Adjoint):
         return replayed(solver, system) if recording else solution(solver, system, solver.march(system))
 
 
-def replayed(solver: Marching, system: InitialValue) -> Solution:
+def replayed(solver: Marching, system: InitialValue, kind: type[Tape] = Tape) -> Solution:
     """The solution of a march that autograd does not record, with gradients by taking its steps again."""
     problem, ambient = system.problem, replay.Ambient.of(system.problem.y0)
     with torch.no_grad(), ambient(), _checked(system):
         trace = solver.march(system)
-    tape = Tape(solver, system, trace, ambient)
+    tape = kind(solver, system, trace, ambient)
     inputs = [system.segments.edges, problem.y0, *replay.conditions(problem), *tape.parameters]
     error, stiffness, *stacks = Replay.apply(tape, *inputs)
-    trace.steps.clear()  # the nodes, and what was kept of them, are enough
     stats = statistics(system, trace, error, stiffness)
     stats.backward_nfe = tape.backward_nfe
+    tape.settle()
     return finish(solver, system, tape.plan.read(stacks), stats)
 
 
@@ -101,4 +101,6 @@ class Replay(torch.autograd.Function):
             return None, *replay.grads(outputs, inputs, cotangents, create_graph=True)
         compiled = tape.system.compiled and not edges.requires_grad
         sweep = CompiledReverse if compiled else EagerReverse
-        return None, *sweep(tape, edges, conditions).run(*cotangents)
+        found = sweep(tape, edges, conditions).run(*cotangents)
+        tape.check()
+        return None, *found

@@ -68,6 +68,13 @@ class Chunked(FixedMarching):
             step = self._part(system, t, h, step, noise, j)
         return step
 
+    def undo(self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any) -> tuple[Tensor, Any]:
+        part = h / self.size
+        for j in reversed(range(self.size)):
+            own = self.base.noise(system, noise, j, z)
+            z, carry = self.base.undo(system, t + part * j if j else t, z, part, carry, own)
+        return z, carry
+
     @torch.no_grad()
     def inside(self, leg: System, trace: Trace, n: int) -> Iterator[tuple[float, float, Step]]:
         node: Node = trace.nodes[n]

@@ -25,6 +25,7 @@ from ndeflow.numerics.system import InitialValue
 SAID = {
     "halves": "step and gradient",
     "begin": "first slope",
+    "undo": "step back",
     "begin_product": "gradient of the first slope",
 }  # where a name is not plain enough
 VARIANTS = 2  # programs of one function, beside those for a single row: a field may branch on shapes once
@@ -151,6 +152,11 @@ class Engine(Stepper):
             results = self._run("step", leg, inputs)
         leg.count(self.form.evaluations)
         return self.form.result(results, leg.dense, kept)
+
+    def undo(self, leg: Any, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any) -> tuple[Tensor, Any]:
+        leg.count(self.form.evaluations)
+        before, *carry = self._run("undo", leg, self._inputs(t, h, z, carry, noise))
+        return before, replay.packed(carry)
 
     def take(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any = None) -> Kept:
         """What a step keeps for its product, by taking it again."""

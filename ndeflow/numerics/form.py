@@ -70,6 +70,10 @@ class Form(ABC):
     def step(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
         """The step, from all its arguments."""
 
+    def undo(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
+        """z and the carry before the step, from those after it."""
+        raise NotImplementedError
+
     @abstractmethod
     def begin(self, leg: InitialValue, t: Tensor, z: Tensor) -> list[Tensor]:
         """The carry of a step that is the first after a knot."""
@@ -154,6 +158,11 @@ class FixedForm(Form):
         carry, noise = rest[: self.carries], rest[self.carries :]
         step = self.solver.advance(leg, t, z, h, replay.packed(carry), noise or None)
         return [step.y, *replay.carried(step.carry)]
+
+    def undo(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
+        carry, noise = rest[: self.carries], rest[self.carries :]
+        before, carry = self.solver.undo(leg, t, z, h, carry, noise or None)
+        return [before, *replay.carried(carry)]
 
     def begin(self, leg: InitialValue, t: Tensor, z: Tensor) -> list[Tensor]:
         return replay.carried(self.solver.begin(leg, t, z, leg(t.to(z.dtype), z)))

@@ -61,6 +61,11 @@ class Functions:
         about, rest = flat[: self.form.about], flat[self.form.about :]
         return self._bound(about[2], rest, lambda leg: self.form.step(leg, *about))
 
+    def undo(self, *flat: Tensor) -> list[Tensor]:
+        """z and the carry before a step, from those after it."""
+        about, rest = flat[: self.form.about], flat[self.form.about :]
+        return self._bound(about[2], rest, lambda leg: self.form.undo(leg, *about))
+
     def start(self, start: Tensor, length: Tensor, moving: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
         """[dz/dt, the first step] of an adaptive solver at the start of the leg."""
         form: Any = self.form

@@ -134,6 +134,10 @@ class FixedMarching(Marching):
         """What the right-hand side gives beside the rate, at (t, z)."""
         return []
 
+    def undo(self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any) -> tuple[Tensor, Any]:
+        """z and carry at t, from those at t + h, of a method whose steps can be taken back."""
+        raise NotImplementedError(f"{self} takes no steps back")
+
     def trace(self, z: Tensor) -> Trace:
         """Of a march that begins."""
         return Trace(z)

@@ -35,6 +35,10 @@ class Stepper(ABC):
     def step(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any = None) -> Step:
         """One step, as the solver's `advance`; the raw error may be left out."""
 
+    def undo(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any) -> tuple[Tensor, Any]:
+        """z and carry before a step, from those after it, as the solver's `undo`."""
+        raise NotImplementedError
+
     def close(self) -> None:  # noqa: B027
         """The march is over."""
 
@@ -68,6 +72,9 @@ class Eager(Stepper):
 
     def step(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any = None) -> Step:
         return self.solver.advance(leg, t, z, h, carry, noise)
+
+    def undo(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any) -> tuple[Tensor, Any]:
+        return self.solver.undo(leg, t, z, h, carry, noise)
 
     def close(self) -> None:
         if self.meter is not None:

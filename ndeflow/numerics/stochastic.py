@@ -1,4 +1,4 @@
-"""Fixed-step methods for stochastic differential equations: Euler-Maruyama, Milstein, Heun, midpoint."""
+"""Fixed-step methods for SDEs: Euler-Maruyama, Milstein, Heun, midpoint, reversible Heun."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
+from ndeflow.numerics import reversible_heun
 from ndeflow.numerics.brownian import Brownian, Path, step_normals
 from ndeflow.numerics.chunks import engaged
 from ndeflow.numerics.compilation import check_choice
@@ -78,11 +79,12 @@ class Scheme:
     """A method and what it is good for.
 
     advance: one step, (sde, t, z, f, h, dw) -> z at t + h, with f the drift at (t, z), dw (B, m) the increment of W,
-    t and h 0-dim or columns that broadcast against z. calculi: whose integrals it converges to. orders: strong
-    order by noise type; a type it does not list is refused. evaluations: of the drift, a step.
+    t and h 0-dim or columns that broadcast against z; None: reversible Heun, whose steps hand on more. calculi: whose
+    integrals it converges to. orders: strong order by noise type; a type it does not list is refused. evaluations: of
+    the drift, a step.
     """
 
-    advance: Callable[[Terms, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    advance: Callable[[Terms, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None
     calculi: tuple[str, ...]
     orders: Mapping[str, float]
     evaluations: int = 1
@@ -96,6 +98,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
         "milstein": Scheme(milstein, ("ito", "stratonovich"), {"scalar": 1.0, "diagonal": 1.0}),
         "heun": Scheme(heun, ("stratonovich",), STRATONOVICH_ORDERS, 2),
         "midpoint": Scheme(midpoint, ("stratonovich",), STRATONOVICH_ORDERS, 2),
+        "reversible_heun": Scheme(None, ("stratonovich",), EULER_ORDERS),
     }
 )
 
@@ -105,7 +108,8 @@ class Stochastic(FixedMarching):
     """Fixed steps of an SDE in increasing time, the noise of each row over its own interval.
 
     method: "euler" (Ito, strong order 1/2, additive noise 1), "milstein" (both integrals, scalar and diagonal noise,
-    1), "heun" or "midpoint" (Stratonovich, 1; general noise 1/2); with additive noise the integrals are the same,
+    1), "heun" or "midpoint" (Stratonovich, 1; general noise 1/2), "reversible_heun" (Stratonovich, 1/2, additive noise
+    1; one evaluation a step, and `Reversible()` takes its steps back); with additive noise the integrals are the same,
     and so any of them serves. steps: equal steps a save interval, or a segment where the context has a control
     path; then save times must be knots. Step n of row b has dW = sqrt(h_b) times the n-th normals of the problem's
     `Brownian`. States between steps (probes) are interpolated linearly.
@@ -169,19 +173,48 @@ class Stochastic(FixedMarching):
     def noisy(self, system: InitialValue, t: Tensor, z: Tensor) -> list[Tensor]:
         return [system.diffusion(t, z)]
 
+    @property
+    def reversible(self) -> bool:
+        """Whether steps can be taken back by `undo`."""
+        return SCHEMES[self.method].advance is None
+
+    @property
+    def carries(self) -> int:
+        return 3 if self.reversible else 0
+
+    def begin(self, system: System, t: Tensor, z: Tensor, slope: Tensor) -> Any:
+        assert isinstance(system, InitialValue)
+        return reversible_heun.begin(terms(system), t.to(z.dtype), z, slope) if self.reversible else slope
+
     def advance(
         self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any = None, noise: Tensor | None = None
     ) -> Step:
-        """One step. carry: the drift at (t, z), if known. noise: (B, noise_size) normals, dW = sqrt(h) noise."""
+        """One step. carry: what `begin` or the last step gave. noise: (B, noise_size) normals, dW = sqrt(h) noise."""
         assert isinstance(system, InitialValue)
-        if noise is None:
-            raise ValueError("expected the noise of an SDE's step, (B, noise_size) standard normals, got none")
-        t, h = t.to(z.dtype), h.to(z.dtype)
-        size = per_row(h)
-        dw = noise * torch.where(size > 0, nonzero_root(size), 0.0)
+        t, h, dw = _increment(t, z, h, noise)
+        scheme, sde = SCHEMES[self.method], terms(system)
+        if scheme.advance is None:
+            carry = reversible_heun.begin(sde, t, z, system(t, z)) if carry is None else carry
+            after, carry = reversible_heun.advance(sde, t, z, h, dw, carry)
+            return Step(after, None, None, None, None, carry)
         drift = system(t, z) if carry is None else carry
-        after = SCHEMES[self.method].advance(terms(system), t, z, drift, h, dw)
-        return Step(after, None, None, None, None, None)
+        return Step(scheme.advance(sde, t, z, drift, h, dw), None, None, None, None, None)
+
+    def undo(
+        self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        assert isinstance(system, InitialValue)
+        t, h, dw = _increment(t, z, h, noise)
+        return reversible_heun.undo(terms(system), t, z, h, dw, carry)
+
+
+def _increment(t: Tensor, z: Tensor, h: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """t and h as z is, and dW (B, m)."""
+    if noise is None:
+        raise ValueError("expected the noise of an SDE's step, (B, noise_size) standard normals, got none")
+    t, h = t.to(z.dtype), h.to(z.dtype)
+    size = per_row(h)
+    return t, h, noise * torch.where(size > 0, nonzero_root(size), 0.0)
 
 
 class Driven(InitialValue):
