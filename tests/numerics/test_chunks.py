@@ -16,12 +16,14 @@ from ndeflow import (
     Direct,
     FixedRungeKutta,
     Reversible,
+    RungeKutta,
     Solution,
     SolveError,
     Stochastic,
     solve,
 )
 from ndeflow.numerics import chunks
+from ndeflow.numerics.accounts import account
 from ndeflow.numerics.chunks import Chunked
 from ndeflow.numerics.paths import Hermite
 from tests.numerics.compiling import Small, programs
@@ -182,6 +184,10 @@ def test_one_program_serves_all_knots_of_a_controlled_field() -> None:
     for adjoint in (Direct(), Checkpointed()):
         assert_same(field, off, on, adjoint, ts=ts[:, [0, -1]], context=path)
     assert programs(field) == 2  # with activations kept, and steps alone
+    adaptive = RungeKutta("heun", 1e-2, 1e-2, compile="on")
+    answers(field, adaptive, Direct(), ts=ts[0], context=Hermite.through(ts[0], xs))
+    made = [made for entry in account(field).entries.values() for made in entry.programs.values()]
+    assert all(len(programs) == 1 and programs[0] is not None for programs in made)
 
 
 def test_chunks_divide_a_segment() -> None:
