@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self, final
 
@@ -54,8 +54,13 @@ class Entry:
 
     @classmethod
     def of(cls, form: Form, system: InitialValue, tensors: Sequence[Tensor], reads: set[Attribute]) -> Self:
-        """Found by evaluating the field once; raises ValueError for rates of the wrong shape."""
-        apart = system.with_conditions(system.conditions())
+        """Found by evaluating the field once; raises ValueError for rates of the wrong shape.
+
+        Apart from all that the start, the context and the times were made from: that graph is another's to use.
+        """
+        apart = system.with_conditions([x.detach() for x in system.conditions()])
+        apart.problem = replace(system.problem, y0=system.problem.y0.detach())
+        apart.segments = replace(system.segments, edges=system.segments.edges.detach())
         with torch.enable_grad():
             rates = form.probe(apart)
         found = replay.grads(rates, tensors, [torch.ones_like(rate) for rate in rates])
