@@ -114,7 +114,9 @@ def _own_reverse(solver: Solver, problem: Problem) -> Solution:
     if system.renewed:
         raise ValueError("expected an SDE without control path for Reversible, got one with; use Checkpointed()")
     marched = solver.engage(system, recording, keeping=False)
-    return replayed(marched, system, TakenBack) if recording else solution(marched, system, marched.march(system))
+    if not recording:
+        return solution(solver, system, marched.march(system))
+    return replayed(solver, marched, system, TakenBack)
 
 
 class Rewound(torch.autograd.Function):

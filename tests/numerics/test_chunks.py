@@ -84,6 +84,7 @@ def assert_same(field: nn.Module, off: Any, on: Any, adjoint: Any, **more: Any) 
         assert torch.equal(getattr(found.stats, name), getattr(expected.stats, name))
     torch.testing.assert_close(found.stats.times, expected.stats.times)
     torch.testing.assert_close(found.stats.steps, expected.stats.steps)
+    assert found.solver is on
 
 
 CASES = [
