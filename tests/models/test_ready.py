@@ -6,9 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from ndeflow.models import CDEClassifier, ODEClassifier, ODEForecaster, ODEInterpolator, SDEClassifier, SDEForecaster
+from ndeflow.fields.cde import CDEField
+from ndeflow.models import (
+    CDEClassifier,
+    NeuralCDE,
+    ODEClassifier,
+    ODEForecaster,
+    ODEInterpolator,
+    SDEClassifier,
+    SDEForecaster,
+    path_channels,
+)
 from ndeflow.numerics.adjoint import Checkpointed
 from ndeflow.numerics.fixed import FixedRungeKutta
+from ndeflow.numerics.rectilinear import Rectilinear
+from ndeflow.numerics.splines import NaturalCubic
 from ndeflow.numerics.stochastic import Stochastic
 from tests.models.series import irregular_batch, take
 
@@ -16,6 +28,12 @@ SMALL = {"hidden": 4, "width": 8}
 MODELS = {
     "cde": lambda **k: CDEClassifier(2, 3, solver=FixedRungeKutta("midpoint"), **SMALL, **k),
     "cde_counts": lambda **k: CDEClassifier(2, 3, counts=True, solver=FixedRungeKutta("rk4"), **SMALL, **k),
+    "cde_rectilinear": lambda **k: CDEClassifier(
+        2, 3, interpolation=Rectilinear.through, counts=True, solver=FixedRungeKutta("rk4"), **SMALL, **k
+    ),
+    "cde_natural": lambda **k: CDEClassifier(
+        2, 3, interpolation=NaturalCubic.through, solver=FixedRungeKutta("rk4"), **SMALL, **k
+    ),
     "ode": lambda **k: ODEClassifier(2, 3, solver=FixedRungeKutta("midpoint"), **SMALL, **k),
     "ode_adaptive": lambda **k: ODEClassifier(2, 3, **SMALL, **k),
     "sde": lambda **k: SDEClassifier(2, 3, draws=2, eval_draws=3, solver=Stochastic(), **SMALL, **k),
@@ -119,3 +137,34 @@ def test_forecasts_start_at_the_last_seen_time():
     prediction = model(batch).prediction
     for row, n in enumerate(last.tolist()):
         torch.testing.assert_close(prediction[row, : n + 1], prediction[row, n].expand(n + 1, -1))
+
+
+class Online(NeuralCDE):
+    """A prediction at every observation."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.flow, self.read = CDEField(4, path_channels(2, counts=False), width=8), nn.Linear(4, 2)
+
+    def field(self, t, z):
+        return self.flow(t, z)
+
+    def encode(self, x0, batch):
+        return x0.sum(dim=1, keepdim=True).expand(-1, 4)
+
+    def times(self, path, batch):
+        return path.at_observations()
+
+    def decode(self, zs, batch):
+        return self.read(zs)
+
+
+@pytest.mark.parametrize(("interpolation", "causal"), [(Rectilinear.through, True), (NaturalCubic.through, False)])
+def test_predictions_at_every_observation_know_the_past_alone_where_the_path_does(interpolation, causal):
+    torch.manual_seed(1)
+    model, batch = Online(interpolation=interpolation, solver=FixedRungeKutta()), irregular_batch()
+    later = batch._replace(ys=torch.cat([batch.ys[:, :2], -batch.ys[:, 2:]], dim=1))
+    prediction, other = model(batch).prediction, model(later).prediction
+    assert prediction.shape == (*batch.ts.shape, 2)
+    assert torch.equal(prediction[:, :2], other[:, :2]) == causal
+    assert not torch.equal(prediction[:, 2], other[:, 2])
