@@ -132,7 +132,7 @@ def _obstacle(system: InitialValue) -> str | None:
 def _setting(system: InitialValue) -> tuple[Hashable, ...]:
     """What a program of a field depends on beside its attributes and the number of rows."""
     y0, edges = system.problem.y0, system.segments.edges
-    conditions = tuple((x.dtype, x.shape[1:], x.requires_grad) for x in system.conditions())
+    conditions = tuple((x.dtype, x.shape[1:], x.requires_grad) for x in system.example())
     modules = tuple(id(module) for module, _ in system.integrands)
     ambient, threads = replay.Ambient.of(y0), torch.get_num_threads()
     return y0.dtype, y0.device, y0.shape[1:], edges.dim(), system.dense, conditions, modules, ambient, threads

@@ -219,9 +219,8 @@ class Engine(Stepper):
 
     @cached_property
     def _needs(self) -> list[bool]:
-        """Which leaves of a leg's context need gradients; where nothing is recorded, those of a piece do not say so."""
-        with torch.enable_grad():
-            return [x.requires_grad for x in self.system.at(self.system.segments.first).conditions()]
+        """Which leaves of a leg's context need gradients."""
+        return [x.requires_grad for x in self.system.example()]
 
     def _fixed(self, leg: InitialValue) -> list[Tensor]:
         """The modules' tensors and the leaves of a leg's context."""
