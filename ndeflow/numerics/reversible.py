@@ -88,7 +88,7 @@ class Reversible(Adjoint):
             )
         if solver.apart:
             raise ValueError("expected batching=shared for Reversible, got per_sample; use shared, or Checkpointed()")
-        if isinstance(solver, RungeKutta) and solver.compile == "on":
+        if solver.compile == "on":
             raise ValueError("expected steps that need not be compiled for Reversible, got compile=on; leave it auto")
         replay.needs_module(problem, "Reversible")
         return Coupled(solver, self.coupling)
