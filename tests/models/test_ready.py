@@ -1,6 +1,7 @@
 """Every ready model: shapes, gradients, blindness to what it may not see, noise keyed by row."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from ndeflow.models import (
     path_channels,
 )
 from ndeflow.numerics.adjoint import Checkpointed
+from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.rectilinear import Rectilinear
 from ndeflow.numerics.splines import NaturalCubic
@@ -61,6 +63,21 @@ def test_predictions_have_the_shape_of_their_kind(name):
         output = model.train(training)(batch)
         assert output.draws == (name in STOCHASTIC)
         assert output.prediction.shape == ((draws, *expected) if output.draws else expected)
+
+
+def test_a_training_step_is_the_same_compiled(name, traced):
+    found = []
+    for compile in ("off", "on"):
+        model = made(name)
+        model.solver = replace(model.solver or RungeKutta("heun", 1e-2, 1e-2), compile=compile)
+        model.double().reseed(3)
+        batch = irregular_batch()
+        prediction = model(batch._replace(ys=batch.ys.double())).prediction
+        found.append((prediction, torch.autograd.grad(prediction.square().mean(), list(model.parameters()))))
+    (expected, gradients), (prediction, others) = found
+    torch.testing.assert_close(prediction, expected, rtol=1e-12, atol=1e-12)
+    for a, b in zip(others, gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_every_parameter_gets_a_finite_gradient(name):
