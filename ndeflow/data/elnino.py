@@ -14,6 +14,7 @@ from torch import Tensor
 from ndeflow.contracts import Series
 from ndeflow.data.base import DataModule
 from ndeflow.data.notices import MissingData, installed
+from ndeflow.data.visibility import Visibility
 
 MONTHS = 12
 INSTALL = "pip install statsmodels"
@@ -26,8 +27,9 @@ class ElNino(DataModule):
     path: statsmodels' elnino.csv, a row a year with twelve months; None: the installed package's. Times are months
     from a window's first. inputs: sine and cosine of the scored month's place in the year. The first `train_years`
     are for training, the last `validation_years` of them for validation, the rest for the test; in validation and
-    test the last seen month and the scored one lie in the split's own years. Raises MissingData with the install
-    line if the file is not there.
+    test the last seen month and the scored one lie in the split's own years. With `seen` any of a window's months may
+    be scored, and so the whole window, up to the month `lead` months on, lies in them. Raises MissingData with the
+    install line if the file is not there.
     """
 
     channel_names = ("temperature",)
@@ -44,11 +46,12 @@ class ElNino(DataModule):
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         seed: int = 0,
+        seen: Visibility | None = None,
         standardise: bool = True,
         time_scale: float = 1.0,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed, standardise=standardise,
-                         time_scale=time_scale)  # fmt: skip
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed, seen=seen,
+                         standardise=standardise, time_scale=time_scale)  # fmt: skip
         if min(context, lead) < 1 or not 0 < validation_years < train_years:
             raise ValueError(
                 "expected data.context and data.lead of at least 1 and 0 < data.validation_years < data.train_years, "
@@ -67,14 +70,19 @@ class ElNino(DataModule):
             )
         if fitted < self.context + self.lead:
             raise ValueError(f"expected data.context + data.lead of at most the {fitted} training months")
+        inside = 0 if self.seen is None else self.context - 1
+        if inside and known - fitted <= inside + self.lead:
+            raise ValueError(f"expected data.context + data.lead of at most the {known - fitted} validation months")
         return {
             "train": self._windows(months, self.context - 1, fitted),
-            "val": self._windows(months, fitted, known),
-            "test": self._windows(months, known, len(months)),
+            "val": self._windows(months, fitted + inside, known),
+            "test": self._windows(months, known + inside, len(months)),
         }
 
     def visible(self, split: str, ts: Tensor, mask: Tensor, index: Tensor) -> Tensor:
-        """All but the last time."""
+        """All but the last time, where `seen` says nothing else."""
+        if self.seen is not None:
+            return super().visible(split, ts, mask, index)
         seen = mask.clone()
         seen[:, -1] = False
         return seen
@@ -91,8 +99,10 @@ class ElNino(DataModule):
 
     def references(self) -> dict[str, float]:
         """Test RMSE (deg C) of the months' training means (climatology), of the last seen month's departure from
-        them persisting, and of that departure damped by its training autocorrelation at the lead.
+        them persisting, and of that departure damped by its training autocorrelation at the lead; none with `seen`.
         """
+        if self.seen is not None:
+            return {}
         months, known = self.months(), self.train_years * MONTHS
         climate = months[:known].unflatten(0, (-1, MONTHS)).nanmean(dim=0)
         anomaly = months - climate.repeat(len(months) // MONTHS)
@@ -106,7 +116,7 @@ class ElNino(DataModule):
         }
 
     def _windows(self, months: Tensor, first: int, end: int) -> Series:
-        """All windows whose last seen month is `first` or later and whose scored month comes before `end`."""
+        """All windows whose last month of context is `first` or later and whose scored month comes before `end`."""
         last = torch.arange(first, end - self.lead)
         offsets = torch.cat([torch.arange(1 - self.context, 1), torch.tensor([self.lead])])
         phase = 2 * math.pi * ((last + self.lead) % MONTHS).double() / MONTHS

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ndeflow.data import ElNino, MissingData
+from ndeflow.data import ElNino, Hidden, MissingData
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,23 @@ def test_splits_do_not_share_scored_months() -> None:
     assert data.train.ys[-1, -1, 0] == months[36 * 12 - 1]
     assert data.val.ys[0, -1, 0] == months[36 * 12 + 3] and data.val.ys[-1, -1, 0] == months[45 * 12 - 1]
     assert data.test.ys[0, -1, 0] == months[45 * 12 + 3] and data.test.ys[-1, -1, 0] == months[-1]
+
+
+def test_with_months_hidden_at_random_windows_lie_in_the_years_of_their_split() -> None:
+    data = ElNino(context=24, lead=1, seen=Hidden(0.5), standardise=False)
+    months = data.months().float()
+    for batch, first, end in ((data.train, 0, 36), (data.val, 36, 45), (data.test, 45, 61)):
+        assert len(batch.index) == (end - first) * 12 - 24
+        torch.testing.assert_close(batch.ys[0, :, 0], months[first * 12 : first * 12 + 25])
+        torch.testing.assert_close(batch.ys[-1, :, 0], months[end * 12 - 25 : end * 12])
+        assert batch.ts[0].tolist() == [*range(25)]
+        assert 0.4 < batch.scored.float().mean() < 0.6
+    assert data.references() == {}
+
+
+def test_the_years_of_validation_must_hold_a_window() -> None:
+    with pytest.raises(ValueError, match="expected data.context .* of at most the 108 validation months"):
+        ElNino(context=108, lead=1, seen=Hidden(0.5)).setup()
 
 
 def test_climatology_is_the_score_of_the_windows_themselves() -> None:
