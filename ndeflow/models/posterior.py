@@ -36,7 +36,7 @@ class PathKL(nn.Module):
     """The integrand |(f - h) / sigma|^2 / 2 of a `PosteriorSDE`, (B,).
 
     The expectation of its integral is the divergence of the posterior's paths from the prior's, given the start
-    (Girsanov's theorem; Li et al. 2020, eq. 10). On Euler's steps its sum is that of the two chains exactly.
+    (Girsanov's theorem; Li et al. 2020, section 5). On Euler's steps its sum is that of the two chains exactly.
     """
 
     def forward(self, field: PosteriorSDE, t: Tensor, y: Tensor, dy: Tensor, context: Any, own: Any) -> Tensor:

@@ -27,7 +27,7 @@ class Variational(Task):
     loss = -sum over rows (E_q sum log N(y; mean, std^2) - kl_weight KL(q || p)) / (number of observed values), in
     the model's units; E_q is the mean over draws. The posterior q reads the seen values alone, and with weight 1 the
     bound holds all the same, also for the values that it may not see. kl_weight: a number, or a `Decay` such as
-    `LinearWarmup`, of training steps; evaluation takes 1. Li et al. 2020, eq. 10; Rubanova et al. 2019, eq. 12.
+    `LinearWarmup`, of training steps; evaluation takes 1. Li et al. 2020, section 5; Rubanova et al. 2019.
 
     Metrics, of the values that the model may not see: log_likelihood, of a value, in nats of the data's own units;
     coverage90, the share within the central 90 % of the predictive distribution; rmse, of its mean; and kl, of a row.
