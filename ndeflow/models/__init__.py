@@ -6,12 +6,15 @@ from ndeflow.models.driven import NeuralCDE, path_channels
 from ndeflow.models.epidemic import HybridSIR
 from ndeflow.models.forecasters import ODEForecaster, ODEInterpolator, SDEForecaster
 from ndeflow.models.hybrid import HybridODE
+from ndeflow.models.latent import LatentODE, LatentSDE
 from ndeflow.models.trajectory import NeuralODE, NeuralSDE
 
 __all__ = [
     "CDEClassifier",
     "HybridODE",
     "HybridSIR",
+    "LatentODE",
+    "LatentSDE",
     "Model",
     "NeuralCDE",
     "NeuralODE",

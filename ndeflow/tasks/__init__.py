@@ -3,6 +3,7 @@
 from ndeflow.tasks.base import Task
 from ndeflow.tasks.losses import CRPS, LogSquaredError, SquaredError
 from ndeflow.tasks.series import Classification, Forecasting, Interpolation, Regression
+from ndeflow.tasks.variational import Variational
 
 __all__ = [
     "CRPS",
@@ -13,4 +14,5 @@ __all__ = [
     "Regression",
     "SquaredError",
     "Task",
+    "Variational",
 ]
