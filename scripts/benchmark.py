@@ -12,9 +12,10 @@ sde-*: steps of Euler-Maruyama, Milstein; a row's name says its adjoint, then it
        inside its time. philox: ndeflow's; interval: torchsde's BrownianInterval, told the steps, default: as torchsde
        makes it; randn: a loop written by hand; rbg: lax.scan, XLA's generator; tree: diffrax's VirtualBrownianTree.
 cde-*: on a cubic with backward differences, rk4 from knot to knot or dopri5, rtol = atol = 1e-4, beside torchcde
-       (jumps: told the knots) and diffrax; a row's name says its adjoint.
+       (jumps: told the knots) and diffrax; a row's name says its adjoint. torchcde's rk4 is the 3/8 rule.
 
-nfe           evaluations of the field forward, + again in the backward pass; times compare where they agree
+nfe           evaluations of the field forward, + again in the backward pass; times compare where they agree; torchsde
+              and torchcde make one more, to look at shapes
 rows          evaluations of all rows together: as the system says / as the field counts
 min, median, iqr, cpu    of a call by the clock, and the least processor time on all cores
 first         seconds of the first call, compilation included; cpu: of all cores, with the compilers that are started

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -52,7 +51,7 @@ class Scan(JaxSDE):
 
 
 class Diffrax(JaxSDE):
-    """diffrax with recursive checkpoints and its virtual Brownian tree, resolved to half a step."""
+    """diffrax's Euler-Maruyama with recursive checkpoints and its virtual Brownian tree, resolved to half a step."""
 
     def solve(self, weights: Any, inputs: Any, field: Any) -> Any:
         case, (y0, seed) = self.problem.case, inputs
@@ -61,7 +60,7 @@ class Diffrax(JaxSDE):
         diffusion = diffrax.ControlTerm(lambda t, y, w: lineax.DiagonalLinearOperator(spread(y, w)), motion)
         solution = diffrax.diffeqsolve(
             diffrax.MultiTerm(diffrax.ODETerm(field), diffusion),
-            SOLVERS[case.method](),
+            diffrax.Euler(),
             t0=0.0,
             t1=case.end,
             dt0=None,
@@ -72,9 +71,6 @@ class Diffrax(JaxSDE):
             adjoint=diffrax.RecursiveCheckpointAdjoint(),
         )
         return solution.ys
-
-
-SOLVERS: dict[str, Callable[[], Any]] = {"euler": diffrax.Euler, "milstein": diffrax.ItoMilstein}
 
 
 def spread(y: Any, weights: Any) -> Any:
