@@ -163,6 +163,16 @@ class Output:
         return replace(self, prediction=prediction, kl=None if self.kl is None else self.kl[rows])
 
 
+@dataclass
+class Gaussian(Output):
+    """A normal distribution of every value: prediction (B, T, C) its mean, std (B, T, C) its standard deviation."""
+
+    std: Tensor = field(kw_only=True)
+
+    def of(self, rows: Tensor) -> Self:
+        return replace(super().of(rows), std=self.std[rows])
+
+
 class Solved(NamedTuple):
     """One regularized solve, as a regularizer's penalty sees it.
 

@@ -2,6 +2,7 @@
 
 from ndeflow.models.base import Model
 from ndeflow.models.classifiers import CDEClassifier, ODEClassifier, SDEClassifier
+from ndeflow.models.diffusion import ScalarDiffusion
 from ndeflow.models.driven import NeuralCDE, path_channels
 from ndeflow.models.epidemic import HybridSIR
 from ndeflow.models.forecasters import ODEForecaster, ODEInterpolator, SDEForecaster
@@ -21,5 +22,6 @@ __all__ = [
     "ODEInterpolator",
     "SDEClassifier",
     "SDEForecaster",
+    "ScalarDiffusion",
     "path_channels",
 ]

@@ -1,13 +1,14 @@
 """Tasks: what a model is trained for."""
 
 from ndeflow.tasks.base import Task
-from ndeflow.tasks.losses import CRPS, LogSquaredError, SquaredError
+from ndeflow.tasks.losses import CRPS, GaussianNLL, LogSquaredError, SquaredError
 from ndeflow.tasks.series import Classification, Forecasting, Interpolation, Regression
 
 __all__ = [
     "CRPS",
     "Classification",
     "Forecasting",
+    "GaussianNLL",
     "Interpolation",
     "LogSquaredError",
     "Regression",
