@@ -8,6 +8,7 @@ from ndeflow.data.long import Columns
 from ndeflow.data.measured import Influenza, LynxHare
 from ndeflow.data.notices import DataWarning, MissingData
 from ndeflow.data.rates import Rates
+from ndeflow.data.returns import Returns
 from ndeflow.data.visibility import Everything, First, FirstFraction, Hidden, Visibility
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "MissingData",
     "NewSeries",
     "Rates",
+    "Returns",
     "Visibility",
     "read_for",
 ]

@@ -1,10 +1,12 @@
 """Tasks: what a model is trained for."""
 
+from ndeflow.tasks.adversarial import Adversarial
 from ndeflow.tasks.base import Task
 from ndeflow.tasks.losses import CRPS, GaussianNLL, LogSquaredError, SquaredError
 from ndeflow.tasks.series import Classification, Forecasting, Interpolation, Regression
 
 __all__ = [
+    "Adversarial",
     "CRPS",
     "Classification",
     "Forecasting",

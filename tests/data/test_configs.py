@@ -13,7 +13,7 @@ import ndeflow.data
 from ndeflow.data import DataModule
 
 FOLDER = Path(__file__).parents[2] / "configs" / "data"
-BUILT_IN = ("files", "archive", "lynx_hare", "influenza", "elnino", "rates")
+BUILT_IN = ("files", "archive", "lynx_hare", "influenza", "elnino", "rates", "returns")
 
 
 def keywords(kind: type[DataModule]) -> dict[str, Any]:
