@@ -33,8 +33,8 @@ def sampled_paths(batch: Batch, prediction: Tensor, spec: DataSpec, *, lags: int
             times, paths[:: max(1, len(paths) // THREADS)][:THREADS].T.numpy(), color=colour, linewidth=0.6, alpha=0.5
         )
         panel.set(title=name, xlabel="time")
-    low, high = left.get_ylim()
-    right.set_ylim(low, high)
+    right.sharey(left)
+    left.autoscale()
     steps = {"real": (real.diff(dim=1), INK), "generated": (fake.diff(dim=1), BLUE)}
     _densities(law, steps)
     for panel, title, power in ((squares, "squares, later squares", 2), (leverage, "increments, later squares", 1)):

@@ -134,6 +134,7 @@ def joined(batch: Batch, fake: Tensor) -> Batch:
 
 
 def increments(paths: Tensor) -> Tensor:
+    """From each time to the next: (B, T, C) -> (B, T - 1, C)."""
     return paths.diff(dim=1)
 
 
