@@ -178,6 +178,16 @@ class GaussianOutput(Output):
         return replace(super().of(rows), mean=self.mean[:, rows])
 
 
+@dataclass
+class Gaussian(Output):
+    """A normal distribution of every value: prediction (B, T, C) its mean, std (B, T, C) its standard deviation."""
+
+    std: Tensor = field(kw_only=True)
+
+    def of(self, rows: Tensor) -> Self:
+        return replace(super().of(rows), std=self.std[rows])
+
+
 class Solved(NamedTuple):
     """One regularized solve, as a regularizer's penalty sees it.
 

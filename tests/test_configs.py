@@ -44,7 +44,9 @@ def test_components_are_of_their_kind(path):
 def test_tasks_take_their_parts_from_the_other_groups(path):
     task = made(path, "task")
     assert isinstance(task, Task) and isinstance(task.model, Model)
-    assert isinstance(task.configure_optimizers(), torch.optim.Optimizer)
+    optimizers = task.configure_optimizers()
+    several = optimizers if isinstance(optimizers, list) else [optimizers]
+    assert all(isinstance(one, torch.optim.Optimizer) for one in several)
 
 
 @pytest.mark.parametrize("path", files("interpolation"), ids=lambda p: p.stem)
