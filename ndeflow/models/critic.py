@@ -13,7 +13,8 @@ from ndeflow.nets.lipswish import LipSwish
 from ndeflow.nets.mlp import MLP
 from ndeflow.numerics.field import Controlled
 from ndeflow.numerics.fixed import FixedRungeKutta
-from ndeflow.numerics.paths import Linear, augment
+from ndeflow.numerics.observations import augment
+from ndeflow.numerics.paths import Linear
 from ndeflow.numerics.solution import Adjoint, Solver
 
 
