@@ -13,7 +13,6 @@ from ndeflow.nets.lipswish import LipSwish
 from ndeflow.nets.mlp import MLP
 from ndeflow.numerics.field import Controlled
 from ndeflow.numerics.fixed import FixedRungeKutta
-from ndeflow.numerics.observations import augment
 from ndeflow.numerics.paths import Linear
 from ndeflow.numerics.solution import Adjoint, Solver
 
@@ -37,7 +36,7 @@ class CDECritic(PathDriven):
         solver: Solver | None = None,
         adjoint: Adjoint | None = None,
     ) -> None:
-        super().__init__(solver=solver or FixedRungeKutta("midpoint"), adjoint=adjoint)
+        super().__init__(interpolation=Linear.through, solver=solver or FixedRungeKutta("midpoint"), adjoint=adjoint)
         path = path_channels(channels, counts=False)
         sizes: dict[str, Any] = {"width": width, "depth": depth, "activation": LipSwish}
         self.initial = MLP(path, hidden, **sizes)
@@ -47,9 +46,6 @@ class CDECritic(PathDriven):
     @property
     def dynamics(self) -> nn.Module:
         return self.flow
-
-    def control(self, batch: Batch) -> Linear:
-        return Linear.through(batch.ts, *augment(batch.ts, batch.ys, batch.seen))
 
     def encode(self, x0: Tensor, batch: Batch) -> Tensor:
         return self.initial(x0)
