@@ -163,6 +163,31 @@ class Output:
         return replace(self, prediction=prediction, kl=None if self.kl is None else self.kl[rows])
 
 
+@dataclass
+class GaussianOutput(Output):
+    """S draws of values that are Gaussian given a latent path: prediction = mean + std * noise.
+
+    mean: (S, B, ...), of each draw's path, the first dimension 1 where `draws` is False. std: (C,), positive, of the
+    observations' noise.
+    """
+
+    mean: Tensor = field(kw_only=True)
+    std: Tensor = field(kw_only=True)
+
+    def of(self, rows: Tensor) -> Self:
+        return replace(super().of(rows), mean=self.mean[:, rows])
+
+
+@dataclass
+class Gaussian(Output):
+    """A normal distribution of every value: prediction (B, T, C) its mean, std (B, T, C) its standard deviation."""
+
+    std: Tensor = field(kw_only=True)
+
+    def of(self, rows: Tensor) -> Self:
+        return replace(super().of(rows), std=self.std[rows])
+
+
 class Solved(NamedTuple):
     """One regularized solve, as a regularizer's penalty sees it.
 
@@ -210,6 +235,21 @@ class LinearDecay(Decay):
 
     def at(self, progress: float) -> float:
         return self.start + (self.end - self.start) * progress
+
+
+@dataclass(frozen=True)
+class LinearWarmup(Decay):
+    """end * min(progress / share, 1): from 0 to `end` in the first `share` of the training, in (0, 1]."""
+
+    share: float
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"expected a share of the training in (0, 1], got {self.share}; use the number {self.end}")
+
+    def at(self, progress: float) -> float:
+        return self.end * min(progress / self.share, 1.0)
 
 
 class Regularizer(nn.Module, ABC):

@@ -115,6 +115,26 @@ def gaussian_nll(mean: Tensor, std: Tensor, ys: Tensor) -> Tensor:
     return ((ys - mean) / std).square() / 2 + std.log() + math.log(2 * math.pi) / 2
 
 
+def kolmogorov(first: Tensor, second: Tensor) -> Tensor:
+    """Kolmogorov's distance of two samples (N,) and (M,): the greatest difference of their distribution functions."""
+    places = torch.cat([first, second])
+    below = [torch.searchsorted(x.sort().values, places, right=True).to(places.dtype) / len(x) for x in (first, second)]
+    return (below[0] - below[1]).abs().max()
+
+
+def lagged_correlation(first: Tensor, second: Tensor, lags: int) -> Tensor:
+    """Correlation of first at t with second at t + k for k = 1 ... lags, over all rows and times.
+
+    first, second: (B, T, ...), means and standard deviations over rows and times -> (lags, ...). Raises ValueError
+    for lags that are not from 1 to T - 1.
+    """
+    if not 0 < lags < first.shape[1]:
+        raise ValueError(f"expected lags from 1 to {first.shape[1] - 1}, one less than there are times, got {lags}")
+    a, b = (x - x.mean(dim=(0, 1)) for x in (first, second))
+    scale = (a.square().mean(dim=(0, 1)) * b.square().mean(dim=(0, 1))).sqrt()
+    return torch.stack([(a[:, :-k] * b[:, k:]).mean(dim=(0, 1)) / scale for k in range(1, lags + 1)])
+
+
 def _enough(draws: Tensor) -> int:
     if len(draws) < 2:
         raise ValueError(f"expected at least two draws to score their distribution, got {len(draws)}; draw more")

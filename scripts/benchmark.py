@@ -1,26 +1,37 @@
 #!/usr/bin/env python
-"""Time ndeflow, torchdiffeq, torchode and diffrax on the same problems, by turns, and print one table.
+"""Time ndeflow and its peers on the same problems, by turns, and print one table.
 
     python scripts/benchmark.py [case ...] [--systems NAME ...] [--threads N] [--device cpu|cuda] [--repeats N]
 
-Without names: every case but `tiny`. All systems solve the same tanh MLP with the same weights by dopri5, float32,
-rtol = atol = 1e-4, with the same number of threads and one step size for the batch (ndeflow-rows: one for each row).
-torchode and diffrax take part where they are installed: pip install "ndeflow[benchmark]".
+Without names: every case but `tiny`. All systems of a case have the same weights, float32, the same number of threads
+and one step size for the batch (ndeflow-rows: one for each row). torchode, torchcde, JAX and diffrax take part where
+they are installed: pip install "ndeflow[benchmark]".
 
-nfe           evaluations of the field forward, + again in the backward pass; times compare where they agree
+ODEs: a tanh MLP by dopri5, rtol = atol = 1e-4, beside torchdiffeq, torchode and diffrax.
+sde-*: steps of Euler-Maruyama, Milstein; a row's name says its adjoint, then its noise, which every call draws anew
+       inside its time. philox: ndeflow's; interval: torchsde's BrownianInterval, told the steps, default: as torchsde
+       makes it; randn: a loop written by hand; rbg: lax.scan, XLA's generator; tree: diffrax's VirtualBrownianTree.
+cde-*: on a cubic with backward differences, rk4 from knot to knot or dopri5, rtol = atol = 1e-4, beside torchcde
+       (jumps: told the knots) and diffrax; a row's name says its adjoint. torchcde's rk4 is the 3/8 rule.
+
+nfe           evaluations of the field forward, + again in the backward pass; times compare where they agree; torchsde
+              and torchcde make one more, to look at shapes
 rows          evaluations of all rows together: as the system says / as the field counts
 min, median, iqr, cpu    of a call by the clock, and the least processor time on all cores
 first         seconds of the first call, compilation included; cpu: of all cores, with the compilers that are started
 used by others           of all cores, before the first case and after each, while this command sleeps
 kept          MB held between the forward and the backward pass, the solution among them, weights not
-error, gradient          largest error of the end state, relative one of the gradient; against float64 at 1e-8
+error, gradient          largest error of the end state, relative one of the gradient; against float64 at 1e-8; of an
+              SDE against float64 in the same steps with the same noise, of ndeflow alone
 penalty       percent that one of weight 0 adds to the fastest call and to the median: of GlobalError (ndeflow-error),
               of the sum of stats.stiffness (ndeflow-stiffness)
 / bare field  time over that of as many evaluations of the bare field, compiled by torch.compile
-torchdiffeq /, diffrax / how many times as long these take by the clock (by processor time: less disturbed by others)
+torchdiffeq / ...        how many times as long a peer takes by the clock (by processor time: less disturbed by others)
 
 The case compile makes a step and its vector-Jacobian product in two processes: cold, then with the code of the first.
-Bars: 40 and 6 s of processor time; 10 % for a penalty.
+Bars: 40 and 6 s of processor time; 10 % for a penalty. How many times as long the others take at least: sde-euler 2.4
+(torchsde), 1.2 (scan); sde-euler-unit 30 (torchsde); sde-milstein 3, 1.5; sde-50000 1 (loop), and ndeflow no more than
+12 times its sde-5000; cde-rk4 2 (torchcde), 1 (diffrax-checkpointed), 1 / 1.2 (diffrax-backsolve); cde-dopri5 5, 2, 1.
 
 Compiled code goes to a new folder, unless TORCHINDUCTOR_CACHE_DIR names one: then a second command starts warm, but for
 compile, whose folder is always new.

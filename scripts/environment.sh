@@ -92,7 +92,7 @@ prepare() {
     say "installing what $level needs (a few minutes the first time, most of it PyTorch)"
     echo installing >"$state"
     pip_install -e "$root[$extras]"
-    pip_install --no-deps aeon==1.6.0 # for its data sets; its code, and what that requires, is not used
+    pip_install --no-deps aeon==1.6.0 arch==8.0.0 # for their data; their code, and what that requires, is not used
     if [ "$level" = train ]; then known="train"; else known="train test"; fi
     echo "$(fingerprint): $known" >"$state"
     say "ready: $venv"

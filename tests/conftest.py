@@ -19,3 +19,12 @@ def subnormal():
     """Training rounds subnormal numbers to zero, in this process for all that follows: only until the test is over."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be compiled is traced, audited and rewritten, but not lowered; no compiler is needed."""
+    from ndeflow.numerics import compilation, compiled
+
+    monkeypatch.setattr(compiled, "lower", lambda graph: lambda inputs: graph.forward(*inputs))
+    monkeypatch.setattr(compilation, "_compiler", lambda: None)

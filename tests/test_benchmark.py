@@ -17,13 +17,15 @@ import torch
 
 from benchmarking import chart, machine
 from benchmarking.apart import apart
-from benchmarking.block import SYSTEMS, Block, Row, errors, joined, made
-from benchmarking.cases import CASES, Case
+from benchmarking.block import Block, Row, errors, joined, made
+from benchmarking.cases import CASES, ODE
 from benchmarking.measure import Times, interleaved, kept_bytes, timed, with_children
-from benchmarking.penalized import Penalized, error, stiffness
-from benchmarking.problems import Problem, loss
+from benchmarking.ode.penalized import Penalized, error, stiffness
+from benchmarking.ode.problem import ODEProblem
+from benchmarking.ode.suite import SUITE
+from benchmarking.ode.systems import BareField
+from benchmarking.problem import loss
 from benchmarking.system import Cost
-from benchmarking.systems_torch import BareField
 from benchmarking.table import table
 from ndeflow import RungeKutta, solve
 
@@ -96,7 +98,11 @@ def test_wrong_arguments_stop_before_any_solve(tmp_path, words, message):
 
 
 def test_every_system_of_every_case_is_known():
-    assert {name for case in CASES.values() for name in case.systems} == {*SYSTEMS, "bare-field"}
+    kinds = {type(case): case.suite() for case in CASES.values()}
+    for kind, suite in kinds.items():
+        used = {name for case in CASES.values() if isinstance(case, kind) for name in case.systems}
+        assert used - {"bare-field"} == set(suite.systems) and ("bare-field" in used) == (suite.bare is not None)
+    assert all(set(case.peers) <= set(case.systems) for case in CASES.values() if not isinstance(case, ODE))
 
 
 def test_systems_take_turns_and_each_round_begins_with_another():
@@ -139,8 +145,8 @@ def test_kept_bytes_are_of_saved_tensors_and_of_what_a_function_keeps():
 def test_systems_solve_the_same_problem(name):
     if name == "torchode":
         pytest.importorskip("torchode")
-    problem = Problem(Case("", (), width=4, batch=2, saves=3), CPU)
-    system = SYSTEMS[name](problem)
+    problem = ODEProblem(ODE("", (), width=4, batch=2, saves=3), CPU)
+    system = SUITE.systems[name](problem)
     system.call()
     error, gradient_error = errors(system, problem.reference())
     assert error is not None and error < 1e-3
@@ -152,17 +158,18 @@ def test_systems_solve_the_same_problem(name):
 
 def test_jax_gets_the_same_field():
     pytest.importorskip("diffrax")
-    from benchmarking.system_jax import Diffrax, mlp, tensor
+    from benchmarking.jax_system import tensor
+    from benchmarking.ode.peer import Diffrax
 
-    problem = Problem(Case("", (), width=4, batch=2), CPU)
+    problem = ODEProblem(ODE("", (), width=4, batch=2), CPU)
     system = Diffrax(problem)
-    dy = tensor(mlp(None, system.y0, system.weights))
+    dy = tensor(system.field(None, system.y0, system.weights))
     torch.testing.assert_close(dy.float(), problem.field(problem.ts[0], problem.y0).detach())
 
 
 def test_rows_of_one_fast_row_solved_apart():
-    problem = Problem(Case("", (), width=4, batch=3, train=False, stiff=50.0), CPU)
-    apart, shared = SYSTEMS["ndeflow-eager-separate"](problem), SYSTEMS["ndeflow-eager"](problem)
+    problem = ODEProblem(ODE("", (), width=4, batch=3, train=False, stiff=50.0), CPU)
+    apart, shared = SUITE.systems["ndeflow-eager-separate"](problem), SUITE.systems["ndeflow-eager"](problem)
     error, gradient_error = errors(apart, problem.reference())
     assert error is not None and error < 1e-2 and gradient_error is None  # errors add up over 50 units of time
     cost = apart.cost()
@@ -171,7 +178,7 @@ def test_rows_of_one_fast_row_solved_apart():
 
 
 def test_a_horizon_of_so_many_steps():
-    problem = Problem(Case("", (), width=4, batch=2, steps=30), CPU)
+    problem = ODEProblem(ODE("", (), width=4, batch=2, steps=30), CPU)
     solution = solve(problem.field, problem.y0, problem.ts, solver=RungeKutta("dopri5", 1e-4, 1e-4, compile="off"))
     assert int(solution.stats.accepted[0]) == pytest.approx(30, abs=3) and problem.reference() is None
 
@@ -179,7 +186,7 @@ def test_a_horizon_of_so_many_steps():
 @pytest.mark.parametrize("train", [False, True])
 def test_the_bare_field_is_six_evaluations_and_their_product(monkeypatch, train):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    problem = Problem(Case("", (), width=4, batch=2, train=train), CPU)
+    problem = ODEProblem(ODE("", (), width=4, batch=2, train=train), CPU)
     bare, y = BareField(problem), problem.y0
     bare.call()
     y0 = y.requires_grad_()
@@ -195,7 +202,7 @@ def test_the_bare_field_is_six_evaluations_and_their_product(monkeypatch, train)
 
 def test_what_is_not_installed_is_absent_with_the_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchode", None)
-    systems, absent = made(Problem(CASES["tiny"], CPU), ["torchode", "torchdiffeq"])
+    systems, absent = made(SUITE, ODEProblem(CASES["tiny"], CPU), ["torchode", "torchdiffeq"])
     assert list(systems) == ["torchdiffeq"] and "torchode" in absent["torchode"]
 
 
@@ -205,7 +212,7 @@ def test_the_table_compares_and_leaves_empty_columns_out():
         Row("ndeflow", 2.5, 3.5, fast, Cost(20, 18), 1e-4, None, 2_000_000),
         Row("torchdiffeq", 0.1, 0.1, slow, Cost(20), 2e-4, None, None),
     ]
-    lines = table(Block(Case("mine", ()), rows, fast.scaled(0.025), {"diffrax": "no module"}, 0.034)).splitlines()
+    lines = table(Block(ODE("mine", ()), rows, fast.scaled(0.025), {"diffrax": "no module"}, 0.034)).splitlines()
     assert lines[0] == "mine: dim 2, width 64, batch 32, 2 save points, forward, loss, backward; used by others 3%"
     assert lines[1].split("  ")[0] == "system" and "rows" not in lines[1] and "gradient" not in lines[1]
     assert lines[2].split() == "ndeflow 20+18 1 2 0.5 1 2.50 3.50 2 1.0e-04 2.00 250 (200)".split()
@@ -221,22 +228,22 @@ def row(system: str, times: Times) -> Row:
 def test_the_table_says_what_a_penalty_adds():
     base, more = Times(0.1, 0.2, 0.0, 0.1), Times(0.105, 0.19, 0.0, 0.1)
     rows = [row("ndeflow", base), row("ndeflow-error", more), row("ndeflow-stiffness", base)]
-    title, heads, _, *lines = table(Block(Case("", (), bar="10 %"), rows, None, {}, 0.0)).splitlines()
+    title, heads, _, *lines = table(Block(ODE("", (), bar="10 %"), rows, None, {}, 0.0)).splitlines()
     assert "; bar: 10 %; used" in title and heads.endswith("penalty %")
     assert [line.split()[-2:] for line in lines] == [["+5.0", "(-5.0)"], ["+0.0", "(+0.0)"]]
 
 
 def test_rows_of_processes_have_their_names():
     rows = [row("ndeflow", Times(1.0, 1.0, 0.0, 1.0))]
-    blocks = {name: Block(Case("", ()), rows, None, {}) for name in ("cold", "cached")}
+    blocks = {name: Block(ODE("", ()), rows, None, {}) for name in ("cold", "cached")}
     assert [each.system for each in joined(blocks).rows] == ["cold", "cached"]
 
 
 @pytest.mark.parametrize("penalty", [error, stiffness])
 def test_a_penalty_of_weight_0_is_on_the_graph_and_leaves_the_gradient(penalty):
-    problem = Problem(Case("", (), width=4, batch=2), CPU)
-    system, plain = Penalized(problem, penalty, "off"), SYSTEMS["ndeflow-eager"](problem)
-    assert penalty(system._solution(slice(None))).requires_grad
+    problem = ODEProblem(ODE("", (), width=4, batch=2), CPU)
+    system, plain = Penalized(problem, penalty, "off"), SUITE.systems["ndeflow-eager"](problem)
+    assert penalty(system.solution()).requires_grad
     torch.testing.assert_close(system.result().gradient, plain.result().gradient)
     assert system.kept() > plain.kept()
 
@@ -244,7 +251,7 @@ def test_a_penalty_of_weight_0_is_on_the_graph_and_leaves_the_gradient(penalty):
 @pytest.mark.parametrize("most", [1.05, 1.5, 2, 4, 8, 30, 1000])
 def test_numbers_of_a_chart_are_few_and_apart(most):
     rows = [row("a", Times(6.8, 6.8, 0.0, 6.8)), row("b", Times(6.8, 6.8, 0.0, 6.8).scaled(most))]
-    figure = chart.times([Block(Case("", ()), rows, None, {})], "One call", "processor mine, torch 2")
+    figure = chart.times([Block(ODE("", ()), rows, None, {})], "One call", "processor mine, torch 2")
     axis = figure.axes[0].xaxis
     boxes = [label.get_window_extent() for label in axis.get_ticklabels() if label.get_text()]
     inside = [box for box in boxes if figure.axes[0].bbox.x0 <= (box.x0 + box.x1) / 2 <= figure.axes[0].bbox.x1]

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from ndeflow import models, regularizers, resources, tasks
 from ndeflow.contracts import Regularizer
 from ndeflow.models import Model
+from ndeflow.numerics.paths import ControlPath
 from ndeflow.numerics.solution import Adjoint, Solver
 from ndeflow.tasks import Task
 from ndeflow.tasks.losses import SeriesLoss
@@ -43,7 +44,17 @@ def test_components_are_of_their_kind(path):
 def test_tasks_take_their_parts_from_the_other_groups(path):
     task = made(path, "task")
     assert isinstance(task, Task) and isinstance(task.model, Model)
-    assert isinstance(task.configure_optimizers(), torch.optim.Optimizer)
+    optimizers = task.configure_optimizers()
+    several = optimizers if isinstance(optimizers, list) else [optimizers]
+    assert all(isinstance(one, torch.optim.Optimizer) for one in several)
+
+
+@pytest.mark.parametrize("path", files("interpolation"), ids=lambda p: p.stem)
+def test_interpolations_make_paths_of_observations(path):
+    ts = torch.tensor([0.0, 1.0, 3.0])
+    found = made(path, "interpolation")(ts, ts.view(1, 3, 1), torch.ones(1, 3, 1, dtype=torch.bool))
+    assert isinstance(found, ControlPath) and type(found).__name__ == path.stem.title().replace("_", "")
+    assert torch.equal(torch.cat([found.value(t) for t in found.at_observations()])[:, 0], ts)
 
 
 @pytest.mark.parametrize("path", files("optimizer"), ids=lambda p: p.stem)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ndeflow.contracts import DataSpec, ExponentialDecay, LinearDecay, Problem
+from ndeflow.contracts import DataSpec, ExponentialDecay, Gaussian, LinearDecay, Problem
 
 
 def test_exponential_decay_meets_both_ends_and_the_geometric_middle():
@@ -34,3 +34,9 @@ def test_probes_are_appended_in_order():
     problem = Problem(field=None, y0=torch.zeros(1, 1), ts=torch.tensor([0.0, 1.0]))
     twice = problem.with_probes(torch.tensor([0.5])).with_probes(torch.tensor([0.1, 0.2]))
     torch.testing.assert_close(twice.probes, torch.tensor([0.5, 0.1, 0.2]))
+
+
+def test_some_rows_of_a_normal_answer_keep_their_spread():
+    output = Gaussian(torch.arange(6.0).view(3, 2, 1), std=torch.arange(6.0, 12.0).view(3, 2, 1))
+    some = output.of(torch.tensor([2, 0]))
+    assert some.prediction.flatten().tolist() == [4, 5, 0, 1] and some.std.flatten().tolist() == [10, 11, 6, 7]

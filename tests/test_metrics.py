@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import ks_2samp, norm
 
-from ndeflow.metrics import Averages, Weighted, crps, energy_score, gaussian_nll
+from ndeflow.metrics import Averages, Weighted, crps, energy_score, gaussian_nll, kolmogorov, lagged_correlation
 from ndeflow.numerics.draws import coverage, quantiles
 
 
@@ -138,3 +138,29 @@ def test_processes_are_averaged_by_their_weights():
     assert averages.reduced(TwoProcesses(other)).compute() == {"b": 2.0, "a": 1.5}
     assert averages.compute() == {"b": 3.0, "a": 1.0}
     assert Averages().reduced(TwoProcesses(other)).compute() == {}
+
+
+def test_kolmogorov_is_the_greatest_difference_of_distribution_functions():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(60, generator=generator, dtype=torch.float64)
+    b = 0.5 + torch.randn(45, generator=generator, dtype=torch.float64)
+    assert kolmogorov(a, b).item() == pytest.approx(ks_2samp(a.numpy(), b.numpy()).statistic)
+    assert kolmogorov(a, a) == 0 and kolmogorov(a, a + 100) == 1
+
+
+def test_lagged_correlation_of_an_autoregression_decays_by_its_coefficient():
+    generator = torch.Generator().manual_seed(0)
+    noise, x = torch.randn(80, 4000, generator=generator, dtype=torch.float64), [torch.zeros(4000).double()]
+    for e in noise:
+        x.append(0.7 * x[-1] + e)
+    found = lagged_correlation(torch.stack(x[30:], dim=1), torch.stack(x[30:], dim=1), 3)
+    torch.testing.assert_close(found, 0.7 ** torch.arange(1.0, 4.0).double(), rtol=0, atol=0.02)
+
+
+def test_lagged_correlation_looks_from_the_first_to_the_later_second():
+    first = torch.randn(500, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    second = torch.cat([torch.zeros(500, 2).double(), -first[:, :-2]], dim=1)  # the first, two times ago
+    found = lagged_correlation(first, second, 3)
+    assert found[1] < -0.75 and found[[0, 2]].abs().max() < 0.1
+    with pytest.raises(ValueError, match="expected lags from 1 to 5"):
+        lagged_correlation(first, second, 6)

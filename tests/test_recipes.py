@@ -31,19 +31,32 @@ def test_a_recipe_states_paper_claim_minutes_and_bounds(name):
     claims.check(config)
 
 
+def train_one_batch(*words):
+    """The task of a command line, with the gradients of a small batch."""
+    config = resources.compose([*words, "run_dir=x"])
+    data = resources.instantiate(resources.resolved(config.data))
+    resources.update(config, sizes=data.sizes)
+    torch.manual_seed(0)
+    task = resources.instantiate(resources.resolved(config)["task"])
+    assert isinstance(task, Task)
+    task.spec = data.spec
+    batch = take(data.train, torch.arange(min(8, len(data.train.index))))
+    with task.model.prepared(task.regularizers) as preparation:
+        loss, penalties = task.terms(task.model(batch), batch, preparation)
+    (loss + sum(penalties.values())).backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.model.parameters())
+    return task
+
+
 def test_every_variant_and_cell_composes_and_trains_one_batch(name):
     plain = resources.resolved(resources.compose([f"recipe={name}", "run_dir=x"]))
     for job in claims.jobs(name, plain, [0]):
-        config = resources.compose([f"recipe={name}", "run_dir=x", *job.overrides])
-        data = resources.instantiate(resources.resolved(config.data))
-        resources.update(config, sizes=data.sizes)
-        torch.manual_seed(0)
-        task = resources.instantiate(resources.resolved(config)["task"])
-        assert isinstance(task, Task)
-        task.spec = data.spec
-        batch = take(data.train, torch.arange(min(8, len(data.train.index))))
-        with task.model.prepared(task.regularizers) as preparation:
-            loss, penalties = task.terms(task.model(batch), batch, preparation)
-        (loss + sum(penalties.values())).backward()
-        assert loss.isfinite()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in task.model.parameters())
+        train_one_batch(f"recipe={name}", *job.overrides)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "hermite", "natural_cubic", "rectilinear"])
+def test_every_interpolation_trains_one_batch(interpolation):
+    """With values missing, rows of different lengths, and a solver whose save times must be knots."""
+    model = train_one_batch("recipe=vowels", "data.drop=0.5", f"interpolation={interpolation}").model
+    assert model.interpolation.func.__self__.__name__ == interpolation.title().replace("_", "")

@@ -7,6 +7,8 @@ from ndeflow.data.files import Files, NewSeries, read_for
 from ndeflow.data.long import Columns
 from ndeflow.data.measured import Influenza, LynxHare
 from ndeflow.data.notices import DataWarning, MissingData
+from ndeflow.data.rates import Rates
+from ndeflow.data.returns import Returns
 from ndeflow.data.visibility import Everything, First, FirstFraction, Hidden, Visibility
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
     "LynxHare",
     "MissingData",
     "NewSeries",
+    "Rates",
+    "Returns",
     "Visibility",
     "read_for",
 ]

@@ -8,6 +8,8 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from ndeflow.fields.ode import MLPField
+from ndeflow.nets.constant import Constant
+from ndeflow.nets.mlp import MLP
 from ndeflow.numerics.field import SDE
 
 
@@ -43,3 +45,30 @@ class DiagonalSDE(SDE):
 
     def diffusion(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
         return self.scale * self.spread(t, y).sigmoid()
+
+
+@final
+class ScalarSDE(SDE):
+    """dx = f(x) dt + g(x) dW on one channel, Ito; f and log(exp(g) - 1) are networks.
+
+    x: (B, 1). drift_width, diffusion_width: units of their one hidden layer; 0: f linear, g constant.
+    """
+
+    def __init__(
+        self,
+        *,
+        drift_width: int = 16,
+        diffusion_width: int = 16,
+        activation: Callable[[], nn.Module] = nn.SiLU,
+    ) -> None:
+        super().__init__(noise_type="diagonal", sde_type="ito", noise_size=1)
+        self.velocity = MLP(1, 1, width=drift_width or 1, depth=min(drift_width, 1), activation=activation)
+        self.spread = (
+            MLP(1, 1, width=diffusion_width, depth=1, activation=activation) if diffusion_width else Constant()
+        )
+
+    def drift(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
+        return self.velocity(y)
+
+    def diffusion(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
+        return nn.functional.softplus(self.spread(y))

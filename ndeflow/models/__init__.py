@@ -2,16 +2,23 @@
 
 from ndeflow.models.base import Model
 from ndeflow.models.classifiers import CDEClassifier, ODEClassifier, SDEClassifier
+from ndeflow.models.critic import CDECritic
+from ndeflow.models.diffusion import ScalarDiffusion
 from ndeflow.models.driven import NeuralCDE, path_channels
 from ndeflow.models.epidemic import HybridSIR
 from ndeflow.models.forecasters import ODEForecaster, ODEInterpolator, SDEForecaster
+from ndeflow.models.generator import SDEGenerator
 from ndeflow.models.hybrid import HybridODE
+from ndeflow.models.latent import LatentODE, LatentSDE
 from ndeflow.models.trajectory import NeuralODE, NeuralSDE
 
 __all__ = [
     "CDEClassifier",
+    "CDECritic",
     "HybridODE",
     "HybridSIR",
+    "LatentODE",
+    "LatentSDE",
     "Model",
     "NeuralCDE",
     "NeuralODE",
@@ -21,5 +28,7 @@ __all__ = [
     "ODEInterpolator",
     "SDEClassifier",
     "SDEForecaster",
+    "SDEGenerator",
+    "ScalarDiffusion",
     "path_channels",
 ]

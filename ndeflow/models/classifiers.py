@@ -15,6 +15,7 @@ from ndeflow.fields.ode import MLPField
 from ndeflow.fields.sde import DiagonalSDE
 from ndeflow.models.driven import PathDriven, path_channels
 from ndeflow.numerics.field import ByValue, Controlled
+from ndeflow.numerics.paths import Interpolation
 from ndeflow.numerics.solution import Adjoint, Solver
 
 
@@ -31,6 +32,7 @@ class PathClassifier(PathDriven):
         dynamics: nn.Module,
         *,
         hidden: int,
+        interpolation: Interpolation | None,
         counts: bool,
         thinning: float,
         draws: int = 1,
@@ -38,8 +40,8 @@ class PathClassifier(PathDriven):
         solver: Solver | None,
         adjoint: Adjoint | None,
     ) -> None:
-        super().__init__(counts=counts, thinning=thinning, draws=draws, eval_draws=eval_draws, solver=solver,
-                         adjoint=adjoint)  # fmt: skip
+        super().__init__(interpolation=interpolation, counts=counts, thinning=thinning, draws=draws,
+                         eval_draws=eval_draws, solver=solver, adjoint=adjoint)  # fmt: skip
         self.initial = nn.Linear(path_channels(channels, counts), hidden)
         self.flow = dynamics
         self.readout = nn.Linear(hidden, outputs)
@@ -67,14 +69,15 @@ class CDEClassifier(PathClassifier):
         hidden: int = 32,
         width: int = 64,
         depth: int = 1,
+        interpolation: Interpolation | None = None,
         counts: bool = False,
         thinning: float = 0.0,
         solver: Solver | None = None,
         adjoint: Adjoint | None = None,
     ) -> None:
         field = CDEField(hidden, path_channels(channels, counts), width=width, depth=depth)
-        super().__init__(channels, outputs, Controlled(field), hidden=hidden, counts=counts, thinning=thinning,
-                         solver=solver, adjoint=adjoint)  # fmt: skip
+        super().__init__(channels, outputs, Controlled(field), hidden=hidden, interpolation=interpolation,
+                         counts=counts, thinning=thinning, solver=solver, adjoint=adjoint)  # fmt: skip
 
 
 @final
@@ -89,14 +92,15 @@ class ODEClassifier(PathClassifier):
         hidden: int = 32,
         width: int = 64,
         depth: int = 1,
+        interpolation: Interpolation | None = None,
         counts: bool = False,
         thinning: float = 0.0,
         solver: Solver | None = None,
         adjoint: Adjoint | None = None,
     ) -> None:
         field = MLPField(hidden, inputs=path_channels(channels, counts), width=width, depth=depth)
-        super().__init__(channels, outputs, ByValue(field), hidden=hidden, counts=counts, thinning=thinning,
-                         solver=solver, adjoint=adjoint)  # fmt: skip
+        super().__init__(channels, outputs, ByValue(field), hidden=hidden, interpolation=interpolation,
+                         counts=counts, thinning=thinning, solver=solver, adjoint=adjoint)  # fmt: skip
 
 
 @final
@@ -114,6 +118,7 @@ class SDEClassifier(PathClassifier):
         hidden: int = 32,
         width: int = 64,
         depth: int = 1,
+        interpolation: Interpolation | None = None,
         counts: bool = False,
         thinning: float = 0.0,
         draws: int = 1,
@@ -122,5 +127,6 @@ class SDEClassifier(PathClassifier):
         adjoint: Adjoint | None = None,
     ) -> None:
         field = DiagonalSDE(hidden, inputs=path_channels(channels, counts), width=width, depth=depth)
-        super().__init__(channels, outputs, ByValue(field), hidden=hidden, counts=counts, thinning=thinning,
-                         draws=draws, eval_draws=eval_draws, solver=solver, adjoint=adjoint)  # fmt: skip
+        super().__init__(channels, outputs, ByValue(field), hidden=hidden, interpolation=interpolation,
+                         counts=counts, thinning=thinning, draws=draws, eval_draws=eval_draws, solver=solver,
+                         adjoint=adjoint)  # fmt: skip

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ndeflow.contracts import Batch, Output
 from ndeflow.models.base import Model
 from ndeflow.numerics.field import leaves, replace_leaves
+from ndeflow.numerics.solution import Solution
 
 
 def check_draws(draws: int, eval_draws: int) -> None:
@@ -33,16 +34,32 @@ def solve_draws(
     y0 (B, d), ts (B, T), context with leaves (B, ...); decode: states (B, T, d) of one draw and the batch ->
     its prediction. A path is a function of the model's noise seed, the row's `batch.index` and the draw's number.
     """
-    solution = model.solve(
-        _repeated(y0, draws),
-        _repeated(ts, draws),
-        context=context if draws == 1 else replace_leaves(context, [_repeated(x, draws) for x in leaves(context)]),
-        index=draw_index(batch.index, draws),
-    )
+    solution = solve_starts(model, y0.expand(draws, *y0.shape), ts, context, batch.index)
     states = solution.ys.unflatten(0, (draws, len(y0)))
     prediction = torch.stack([decode(draw, batch) for draw in states])
     many = draws > 1
     return Output(prediction if many else prediction[0], (solution,), draws=many)
+
+
+def solve_starts(
+    model: Model,
+    starts: Tensor,
+    ts: Tensor,
+    context: Any,
+    index: Tensor,
+    integrands: Sequence[tuple[nn.Module, None]] = (),
+) -> Solution:
+    """The solution of S B rows, draw by draw, from starts (S, B, d): ts (B, T), leaves of the context (B, ...) and
+    index (B,) are those of each draw; integrands have no context of their own.
+    """
+    draws = len(starts)
+    return model.solve(
+        starts.flatten(0, 1),
+        _repeated(ts, draws),
+        context=context if draws == 1 else replace_leaves(context, [_repeated(x, draws) for x in leaves(context)]),
+        integrands=integrands,
+        index=draw_index(index, draws),
+    )
 
 
 def draw_index(index: Tensor, draws: int) -> Tensor:

@@ -12,7 +12,8 @@ from ndeflow.contracts import Batch, Output
 from ndeflow.models.base import Model, OwnField
 from ndeflow.models.draws import check_draws, solve_draws
 from ndeflow.numerics.field import Controlled
-from ndeflow.numerics.paths import ControlPath, Hermite, augment
+from ndeflow.numerics.observations import augment
+from ndeflow.numerics.paths import ControlPath, Hermite, Interpolation
 from ndeflow.numerics.solution import Adjoint, Solver
 
 
@@ -21,6 +22,7 @@ class PathDriven(Model):
 
     The path carries time, the C channels and, with `counts`, how often each channel has been observed so far;
     its channel count is `path_channels(C, counts)`.
+    interpolation: what makes it of (ts, xs, mask), as `Linear.through` does; None: `Hermite.through`.
     thinning: in training every seen value is hidden with this probability, anew at each step: paths through fewer
     observations of the same series keep a small data set from being learned by heart.
     draws, eval_draws: sampled hidden paths per row where the dynamics are an SDE; more than one: predictions are
@@ -30,6 +32,7 @@ class PathDriven(Model):
     def __init__(
         self,
         *,
+        interpolation: Interpolation | None = None,
         counts: bool = False,
         thinning: float = 0.0,
         draws: int = 1,
@@ -41,6 +44,7 @@ class PathDriven(Model):
         check_draws(draws, eval_draws)
         if not 0 <= thinning < 1:
             raise ValueError(f"expected thinning in [0, 1), the share of values hidden in training, got {thinning}")
+        self.interpolation = interpolation or Hermite.through
         self.counts, self.thinning, self.draws, self.eval_draws = counts, thinning, draws, eval_draws
 
     @abstractmethod
@@ -52,16 +56,25 @@ class PathDriven(Model):
         """The prediction from the hidden states (B, T', H) at `times`."""
 
     def control(self, batch: Batch) -> ControlPath:
-        """The path: by default cubic Hermite with backward differences, which never looks beyond the next knot."""
-        return Hermite.through(batch.ts, *augment(batch.ts, batch.ys, batch.seen, counts=self.counts))
+        """The path: by default the interpolation of what has been seen.
 
-    def times(self, batch: Batch) -> Tensor:
-        """Where the hidden state is needed, (B, T'); by default at each row's first and last time."""
-        return torch.stack([batch.ts[:, 0], batch.ts[:, -1]], dim=1)
+        Cubics with backward differences, where no interpolation is chosen, look no further ahead than to each channel's
+        next observation.
+        """
+        return self.interpolation(batch.ts, *augment(batch.ts, batch.ys, batch.seen, counts=self.counts))
+
+    def times(self, path: ControlPath, batch: Batch) -> Tensor:
+        """Where the hidden state is needed, (B, T'), in the path's own time; by default at the first and last knot.
+
+        At every observation: `path.at_observations()`.
+        """
+        ends = torch.stack([path.knots[..., 0], path.knots[..., -1]], dim=-1)
+        return ends.expand(len(batch.ts), -1)
 
     def forward(self, batch: Batch) -> Output:
         count = self.draws if self.training else self.eval_draws
-        path, times = self.control(self._thinned(batch)), self.times(batch)
+        path = self.control(self._thinned(batch))
+        times = self.times(path, batch)
         z0 = self.encode(path.value(times[:, :1]), batch)
         return solve_draws(self, z0, times, path, batch, self.decode, count)
 
@@ -78,12 +91,13 @@ class NeuralCDE(PathDriven):
     def __init__(
         self,
         *,
+        interpolation: Interpolation | None = None,
         counts: bool = False,
         thinning: float = 0.0,
         solver: Solver | None = None,
         adjoint: Adjoint | None = None,
     ) -> None:
-        super().__init__(counts=counts, thinning=thinning, solver=solver, adjoint=adjoint)
+        super().__init__(interpolation=interpolation, counts=counts, thinning=thinning, solver=solver, adjoint=adjoint)
         object.__setattr__(self, "_dynamics", Controlled(OwnField(self)))
 
     @property

@@ -20,14 +20,17 @@ class HistoryEncoder(nn.Module):
 
     def forward(self, ts: Tensor, ys: Tensor, seen: Tensor) -> Tensor:
         """ts (B, T), ys (B, T, C), seen (B, T, C) bool -> (B, hidden)."""
+        codes = self.codes(ts, ys, seen)
+        if self.reverse:
+            return codes[:, 0]
+        return codes[torch.arange(len(codes), device=codes.device), last_seen(seen)]
+
+    def codes(self, ts: Tensor, ys: Tensor, seen: Tensor) -> Tensor:
+        """The GRU's output at every time, (B, T, hidden): of what lies up to it, with `reverse` from it on."""
         gaps = torch.diff(ts, dim=1, prepend=ts[:, :1]).to(ys.dtype)
         values = torch.where(seen, ys, torch.zeros_like(ys))
         features = torch.cat([values, seen.to(ys.dtype), gaps.unsqueeze(-1)], dim=-1)
-        if self.reverse:
-            return self.gru(features.flip(1))[0][:, -1]
-        outputs = self.gru(features)[0]
-        last = last_seen(seen)
-        return outputs[torch.arange(len(outputs), device=outputs.device), last]
+        return self.gru(features.flip(1))[0].flip(1) if self.reverse else self.gru(features)[0]
 
 
 def last_seen(seen: Tensor) -> Tensor:

@@ -31,10 +31,10 @@ class Direct(Adjoint):
         if not isinstance(solver, Marching):
             return solver.integrate(problem)
         system, recording = solver.system(problem), replay.records(problem)
-        solver.engage(system, recording, keeping=True)
+        marched = solver.engage(system, recording, keeping=True)
         if recording and system.compiled:
-            return replayed(solver, system)
-        return solution(solver, system, solver.march(system))
+            return replayed(solver, marched, system)
+        return solution(solver, system, marched.march(system))
 
 
 @final
@@ -58,21 +58,24 @@ class Checkpointed(Adjoint):
             )
         replay.needs_module(problem, "Checkpointed")
         system, recording = solver.system(problem), replay.records(problem)
-        solver.engage(system, recording, keeping=False)
-        return replayed(solver, system) if recording else solution(solver, system, solver.march(system))
+        marched = solver.engage(system, recording, keeping=False)
+        return replayed(solver, marched, system) if recording else solution(solver, system, marched.march(system))
 
 
-def replayed(solver: Marching, system: InitialValue) -> Solution:
-    """The solution of a march that autograd does not record, with gradients by taking its steps again."""
+def replayed(solver: Solver, marched: Marching, system: InitialValue, kind: type[Tape] = Tape) -> Solution:
+    """The solution of a march that autograd does not record, with gradients by taking its steps again.
+
+    solver: the one that was asked for. marched: what it marches the system as.
+    """
     problem, ambient = system.problem, replay.Ambient.of(system.problem.y0)
     with torch.no_grad(), ambient(), _checked(system):
-        trace = solver.march(system)
-    tape = Tape(solver, system, trace, ambient)
+        trace = marched.march(system)
+    tape = kind(marched, system, trace, ambient)
     inputs = [system.segments.edges, problem.y0, *replay.conditions(problem), *tape.parameters]
     error, stiffness, *stacks = Replay.apply(tape, *inputs)
-    trace.steps.clear()  # the nodes, and what was kept of them, are enough
     stats = statistics(system, trace, error, stiffness)
     stats.backward_nfe = tape.backward_nfe
+    tape.settle()
     return finish(solver, system, tape.plan.read(stacks), stats)
 
 
@@ -101,4 +104,6 @@ class Replay(torch.autograd.Function):
             return None, *replay.grads(outputs, inputs, cotangents, create_graph=True)
         compiled = tape.system.compiled and not edges.requires_grad
         sweep = CompiledReverse if compiled else EagerReverse
-        return None, *sweep(tape, edges, conditions).run(*cotangents)
+        found = sweep(tape, edges, conditions).run(*cotangents)
+        tape.check()
+        return None, *found

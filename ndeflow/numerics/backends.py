@@ -152,10 +152,10 @@ class TorchSDE(Foreign):
     no rounding splits one. The noise is the problem's `Brownian`, step by step that of `Stochastic`.
 
     adaptive: step doubling to rtol and atol, from `steps` as first guess; the noise is then torchsde's own, from the
-    seed but not the index, and the mesh is not reported. Under `Backsolve` the gradient of reversible_heun is exact.
-    Save intervals of equal length are crossed in one call. stats.nfe counts the drift, with one evaluation for the
-    opening check and one for torchsde's own in each call. Raises ValueError for what cannot be solved, SolveError
-    for a non-finite state.
+    seed but not the index, never antithetic, and the mesh is not reported. Under `Backsolve` the gradient of
+    reversible_heun is exact. Save intervals of equal length are crossed in one call. stats.nfe counts the drift, with
+    one evaluation for the opening check and one for torchsde's own in each call. Raises ValueError for what cannot be
+    solved, SolveError for a non-finite state.
     """
 
     method: str | None = None
@@ -192,6 +192,11 @@ class TorchSDE(Foreign):
             raise ValueError(
                 f"torchsde's {method} does not solve SDEs in the sense of {sde.sde_type} with {sde.noise_type} noise; "
                 f"use {able}"
+            )
+        if self.adaptive and problem.noise.antithetic:
+            raise ValueError(
+                "expected noise that is not antithetic for TorchSDE(adaptive=True), which makes its own; "
+                "use fixed steps, adaptive=False"
             )
         if problem.keep_mesh:
             raise ValueError("torchsde does not give the states at its steps; use Stochastic()")
@@ -280,7 +285,8 @@ class Increments:
 
     W: (B, m), the increment of a step. U = W / 2 + H its time integral, with H ~ N(0, 1/12) the space-time Levy area.
     A: (B, m, m), the Levy area given W and H: H W' - W H' + a, with a skew and a_ij ~ N(0, 1/20 + (H_i^2 + H_j^2) / 5)
-    (Foster 2020, "Numerical approximations for stochastic differential equations"). Integrals get no noise.
+    (Foster 2020, "Numerical approximations for stochastic differential equations"). Integrals get no noise. Opposite
+    paths have opposite W, H and a.
     """
 
     def __init__(self, leg: Driven, z: Tensor, first: int, area: str) -> None:

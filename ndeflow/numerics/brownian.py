@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,14 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 CHUNK = 1 << 18
 BLOCK = 64
+OWN = 2**63 - 1
 
 
-def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
+def philox(counter: Sequence[Any], key: Sequence[Any]) -> list[Any]:
     """Philox4x32-10: four pseudo-random 32-bit words for each four-word counter.
 
-    counter: four int64 tensors of 32-bit values that broadcast together. key: two 32-bit integers.
-    Returns four int64 tensors of 32-bit values. int64 products wrap, which leaves both halves right.
+    counter: four int64 tensors of 32-bit values that broadcast together, or four integers. key: two 32-bit integers,
+    or 0-dim tensors. Returns four words as `counter` has them. int64 products wrap, which leaves both halves right.
     Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3", §3.3.
     """
     a, b, c, d = counter
@@ -46,16 +48,45 @@ def box_muller(first: Tensor, second: Tensor, dtype: torch.dtype) -> tuple[Tenso
     return radius * angle.cos(), radius * angle.sin()
 
 
+def row_normals(
+    key: Sequence[Any], index: Tensor, first: Tensor | int, last: Tensor, size: int, dtype: torch.dtype
+) -> Tensor:
+    """Standard normals that rows own: (..., B, size).
+
+    key: two words. index: (B,) int64, as `Brownian.rows` gives it: ~i for the opposite of row i. first, last: words
+    that broadcast against (B, 1). The counter is (first + four channels, index low, index high, last). Made in float32,
+    in float64 if `dtype` is; the words behind them are the same on every device.
+    """
+    quads = torch.arange(-(-size // WORDS), device=index.device)
+    opposite = (index >> 63)[:, None]
+    own = index[:, None] ^ opposite
+    a, b, c, d = philox((first + quads, own & WORD, own >> 32, last), key)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    normals = torch.stack((*box_muller(a, b, wide), *box_muller(c, d, wide)), dim=-1)
+    return (normals.flatten(-2)[..., :size] * (opposite | 1)).to(dtype)
+
+
+def step_normals(key: Sequence[Any], index: Tensor, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Standard normals of a step: (B, size), or (N, B, size) of N steps.
+
+    key: the seed's low and high word. index: (B,) int64, of the rows. step: its number, int64, 0-dim or (N, 1, 1).
+    """
+    return row_normals(key, index, 0, step & WORD, size, dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Brownian:
     """The Brownian motions that drive a batch: row b's path depends on (seed, index[b]) alone.
 
     seed: any integer (its low 64 bits count). index: (B,) int64, each row's key, such as its place in the data
-    set; None: 0, ..., B - 1.
+    set (its low 63 bits count); None: 0, ..., B - 1. antithetic: keys 2 k and 2 k + 1 have opposite paths, those
+    of key k and its negative, so that the mean over a pair has no error that is odd in the noise (Hammersley and
+    Morton 1956, A new Monte Carlo technique: antithetic variates).
     """
 
     seed: int
     index: Tensor | None = None
+    antithetic: bool = False
 
     def __post_init__(self) -> None:
         index = self.index
@@ -78,6 +109,23 @@ class Brownian:
                 "give Brownian(seed, index) the index of this batch, or none"
             )
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """The low and the high word of the seed."""
+        return self.seed & WORD, self.seed >> 32 & WORD
+
+    def branch(self, number: int) -> tuple[int, int]:
+        """The key of a stream of its own, such as that of the `number`-th tree: two words that Philox makes."""
+        low, high, *_ = philox((number & WORD, number >> 32 & WORD, 0, WORD), self.key)
+        return low, high
+
+    def rows(self, batch: int, device: torch.device) -> Tensor:
+        """The index of each of the rows, (B,) int64: i >= 0, or ~i for the opposite of the path of i."""
+        self.check(batch)
+        index = torch.arange(batch) if self.index is None else self.index
+        index = index.to(device=device, dtype=torch.int64)
+        return (index >> 1 & OWN) ^ -(index & 1) if self.antithetic else index & OWN
+
     @torch.no_grad()
     def normals(
         self, first_step: int, count: int, size: int, *, batch: int, dtype: torch.dtype, device: torch.device
@@ -87,25 +135,17 @@ class Brownian:
         Entry [n, b, c] depends on the seed, index[b], first_step + n and c only. Numbers are made in float32,
         in float64 if `dtype` is; their integers are the same on every device.
         """
-        self.check(batch)
-        index = torch.arange(batch) if self.index is None else self.index
-        index = index.to(device=device, dtype=torch.int64)
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        index = self.rows(batch, device)
         chunk = max(1, CHUNK // max(1, batch * size))
         pieces = [
-            self._draw(range(first_step + n, first_step + min(n + chunk, count)), size, index, wide)
+            step_normals(self.key, index, _numbers(first_step + n, min(chunk, count - n), device), size, dtype)
             for n in range(0, count, chunk)
         ]
-        return torch.cat(pieces).to(dtype) if pieces else torch.empty(0, batch, size, dtype=dtype, device=device)
+        return torch.cat(pieces) if pieces else torch.empty(0, batch, size, dtype=dtype, device=device)
 
-    def _draw(self, steps: range, size: int, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """(len(steps), B, size) normals; the counter is (four channels, key low, key high, step)."""
-        quads = torch.arange(-(-size // WORDS), device=index.device)
-        step = torch.arange(steps.start, steps.stop, device=index.device) & WORD
-        counter = (quads, (index & WORD)[:, None], (index >> 32 & WORD)[:, None], step[:, None, None])
-        a, b, c, d = philox(counter, (self.seed & WORD, self.seed >> 32 & WORD))
-        normals = (*box_muller(a, b, dtype), *box_muller(c, d, dtype))
-        return torch.stack(normals, dim=-1).flatten(-2)[..., :size]
+
+def _numbers(first: int, count: int, device: torch.device) -> Tensor:
+    return torch.arange(first, first + count, device=device).view(-1, 1, 1)
 
 
 class Path:

@@ -18,6 +18,7 @@ from ndeflow.numerics import replay
 from ndeflow.numerics.accounts import Account, account
 from ndeflow.numerics.audit import Refusal, inspect
 from ndeflow.numerics.fingerprint import noted, survey
+from ndeflow.numerics.form import Form
 from ndeflow.numerics.stepper import Eager, Stepper
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.transforms import transformed
@@ -27,17 +28,25 @@ if TYPE_CHECKING:
 
 VERSIONS = 8  # of one field's plain attributes: after so many, they are taken to change from solve to solve
 
+COMPILE = ("auto", "on", "off")
+
 _log = logging.getLogger("ndeflow")
 
 
-def stepper_for(solver: Any, system: InitialValue, recording: bool, keeping: bool) -> Stepper:
+def check_choice(compile: str) -> None:
+    """Raises ValueError for what is no choice of when to compile."""
+    if compile not in COMPILE:
+        raise ValueError(f"expected compile {', '.join(COMPILE)}, got {compile!r}")
+
+
+def stepper_for(solver: Any, form: Form, system: InitialValue, recording: bool, keeping: bool) -> Stepper:
     """What a solve computes its steps with: an engine where it is to be compiled.
 
-    recording: the solve records gradients. keeping: then what steps compute is kept for the backward pass. Raises
-    ValueError with the reason where `solver.compile` is "on" and the solve cannot be compiled; with "auto" the reason
-    is logged once for each field.
+    form: of the solver's steps. recording: the solve records gradients. keeping: then what steps compute is kept for
+    the backward pass. Raises ValueError with the reason where `solver.compile` is "on" and the solve cannot be
+    compiled; with "auto" the reason is logged once for each field.
     """
-    module, eager = system.problem.field, Eager(solver, system, solver.start)
+    module, eager = system.problem.field, Eager(solver, system)
     if solver.compile == "off":
         return eager
     obstacle = _obstacle(system)
@@ -46,8 +55,8 @@ def stepper_for(solver: Any, system: InitialValue, recording: bool, keeping: boo
         return eager
     mine = account(module)
     if not _due(solver, mine, recording):
-        return Eager(solver, system, solver.start, mine if recording else None)
-    engine = _engine(solver, system, mine, recording, keeping)
+        return Eager(solver, system, mine if recording else None)
+    engine = _engine(solver, form, system, mine, recording, keeping)
     if isinstance(engine, str):
         _refused(solver, module, engine, mine)
         return eager
@@ -76,7 +85,9 @@ def _compiler() -> str | None:
     return None if found else "no C++ compiler was found; install g++ or clang"
 
 
-def _engine(solver: Any, system: InitialValue, mine: Account, recording: bool, keeping: bool) -> Engine | str:
+def _engine(
+    solver: Any, form: Form, system: InitialValue, mine: Account, recording: bool, keeping: bool
+) -> Engine | str:
     """The engine of a solve, or why there is none."""
     from ndeflow.numerics.engine import Engine, Entry  # here, for importing the compiler takes half a second
 
@@ -88,13 +99,13 @@ def _engine(solver: Any, system: InitialValue, mine: Account, recording: bool, k
     version = mine.versions.number(now)
     if version >= VERSIONS:
         return f"{mine.versions.changing()} changes from solve to solve; pass it as context"
-    key = (version, solver.compile, solver.method, solver.batching, *_setting(system))
+    key = (version, solver.compile, *form.key, *_setting(system))
     if key not in mine.entries:
         with _aside(modules, system.problem.y0.device):
-            entry = mine.entries[key] = Entry.of(system, now.tensors, mine.versions.reads)
+            entry = mine.entries[key] = Entry.of(form, system, now.tensors, mine.versions.reads)
             entry.refusal = unproven(system) if solver.compile == "auto" else None
     making = partial(_making, mine, _name(modules[0]))
-    engine = Engine(solver, system, mine.entries[key], modules, now, recording and keeping, making)
+    engine = Engine(form, system, mine.entries[key], modules, now, recording and keeping, making)
     _prepare(engine, mine, version, recording)
     return engine if engine.entry.refusal is None else engine.entry.refusal
 
@@ -121,7 +132,7 @@ def _obstacle(system: InitialValue) -> str | None:
 def _setting(system: InitialValue) -> tuple[Hashable, ...]:
     """What a program of a field depends on beside its attributes and the number of rows."""
     y0, edges = system.problem.y0, system.segments.edges
-    conditions = tuple((x.dtype, x.shape[1:], x.requires_grad) for x in system.conditions())
+    conditions = tuple((x.dtype, x.shape[1:], x.requires_grad) for x in system.example())
     modules = tuple(id(module) for module, _ in system.integrands)
     ambient, threads = replay.Ambient.of(y0), torch.get_num_threads()
     return y0.dtype, y0.device, y0.shape[1:], edges.dim(), system.dense, conditions, modules, ambient, threads

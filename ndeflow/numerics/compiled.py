@@ -121,7 +121,8 @@ class Guards:
 
     def hold(self, rows: int, inputs: Sequence[Tensor]) -> bool:
         if rows not in self._known:
-            holds = self._expression is None or self._env.evaluate_guards_expression(self._expression, list(inputs))
+            given = [_at_origin(x) for x in inputs]
+            holds = self._expression is None or self._env.evaluate_guards_expression(self._expression, given)
             self._known[rows] = bool(holds)
         return self._known[rows]
 
@@ -195,7 +196,13 @@ def _fake(mode: FakeTensorMode, x: Tensor, batched: bool) -> Tensor:
     kinds = [DimDynamic.STATIC] * x.dim()
     if batched and x.shape[0] > 1:
         kinds[0] = DimDynamic.DUCK
-    return mode.from_tensor(x.detach(), symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds))
+    context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
+    return mode.from_tensor(_at_origin(x.detach()), symbolic_context=context)
+
+
+def _at_origin(x: Tensor) -> Tensor:
+    """The same values from the first place of a storage on: where they lie is not to be guarded."""
+    return x.clone() if x.storage_offset() else x
 
 
 def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:

@@ -1,11 +1,11 @@
-"""A Runge-Kutta solve through compiled programs: its start, its steps, and their vector-Jacobian products."""
+"""A solve through compiled programs: its start, its steps, and their vector-Jacobian products."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Self, final
 
 import torch
@@ -15,13 +15,19 @@ from ndeflow.numerics import replay
 from ndeflow.numerics.audit import Refusal
 from ndeflow.numerics.compiled import Halves, Program
 from ndeflow.numerics.fingerprint import Attribute, Survey, noted
+from ndeflow.numerics.form import MID, Form, number
 from ndeflow.numerics.functions import Functions
 from ndeflow.numerics.rewrites import FORWARD, FUNCTIONS
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stepper import Stepper
 from ndeflow.numerics.system import InitialValue
 
-SAID = {"halves": "step and gradient", "slope_product": "gradient of a slope"}  # where a name is not plain enough
+SAID = {
+    "halves": "step and gradient",
+    "begin": "first slope",
+    "undo": "step back",
+    "begin_product": "gradient of the first slope",
+}  # where a name is not plain enough
 VARIANTS = 2  # programs of one function, beside those for a single row: a field may branch on shapes once
 
 Totals = Sequence[Tensor]
@@ -47,12 +53,17 @@ class Entry:
     zeros: list[Tensor] | None = None
 
     @classmethod
-    def of(cls, system: InitialValue, tensors: Sequence[Tensor], reads: set[Attribute]) -> Self:
-        """Found by evaluating the field once; raises ValueError for rates of the wrong shape."""
-        apart = system.with_conditions(system.conditions())
+    def of(cls, form: Form, system: InitialValue, tensors: Sequence[Tensor], reads: set[Attribute]) -> Self:
+        """Found by evaluating the field once; raises ValueError for rates of the wrong shape.
+
+        Apart from all that the start, the context and the times were made from: that graph is another's to use.
+        """
+        apart = system.with_conditions([x.detach() for x in system.conditions()])
+        apart.problem = replace(system.problem, y0=system.problem.y0.detach())
+        apart.segments = replace(system.segments, edges=system.segments.edges.detach())
         with torch.enable_grad():
-            _, slope = apart.open()
-        found = replay.grads([slope], tensors, [torch.ones_like(slope)])
+            rates = form.probe(apart)
+        found = replay.grads(rates, tensors, [torch.ones_like(rate) for rate in rates])
         return cls(apart.columns, [i for i, g in enumerate(found) if g is not None], reads)
 
 
@@ -85,7 +96,7 @@ class Engine(Stepper):
 
     def __init__(
         self,
-        solver: Any,
+        form: Form,
         system: InitialValue,
         entry: Entry,
         modules: list[nn.Module],
@@ -93,13 +104,11 @@ class Engine(Stepper):
         keeping: bool,
         making: Callable[[str], AbstractContextManager[None]],
     ) -> None:
-        self.solver, self.system, self.entry, self.modules = solver, system, entry, modules
+        self.form, self.system, self.entry, self.modules = form, system, entry, modules
         self.originals, self.tensors, self.parameters = now.tensors, now.detached, now.trained
         self.keeping, self.making = keeping, making
-        y0 = system.problem.y0
-        self.tolerances = [_number(x, y0.device) for x in (solver.rtol, solver.atol)]
-        self.stages = len(solver.tableau.c) - 1
-        self.ambient = replay.Ambient.of(y0)
+        self.constants = form.constants(system)
+        self.ambient = replay.Ambient.of(system.problem.y0)
         self._leg: InitialValue | None = None
         self._none: dict[torch.Size, Tensor] = {}
 
@@ -109,14 +118,16 @@ class Engine(Stepper):
         apart = self.system.with_conditions(self.system.conditions())  # its evaluations are not the solve's
         for leg in list(apart.legs())[:1]:
             half = leg.start.new_full((leg.rows,), 0.5)
-            t, h = leg.moment(half, half) if self.solver.apart else leg.moment(0.0, 0.5)
+            t, h = leg.moment(half, half) if self.form.solver.apart else leg.moment(0.0, 0.5)
+            carry, noise = self.form.first(self, leg, z)
             if backward:
-                totals = self.zeros(leg)
-                self.pull(leg, self.take(leg, t, h, z, z), (None,) * 5, totals)
-                self.pull_slope(leg, t, z, z, totals)
+                totals, kept = self.zeros(leg), self.take(leg, t, h, z, carry, noise)
+                ends = [None] * (1 + self.form.carries)
+                self.pull(leg, kept, ends, [None] * 3, totals)
+                if self.form.carries:
+                    self.pull_begin(leg, t, z, replay.carried(carry), totals)
             else:
-                slope, _ = self.start(leg, z, None)
-                self.step(leg, t, z, h, slope)
+                self.step(leg, t, z, h, carry, noise)
 
     def open(self) -> tuple[Tensor, Tensor | None]:
         self.system.columns = self.entry.columns
@@ -124,58 +135,70 @@ class Engine(Stepper):
 
     def start(self, leg: Any, z: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor]:
         if slope is not None:
-            return slope, self.solver.start(leg, z, slope)
-        moving = _number(float(leg.moving), z.device)
-        inputs = [leg.start.detach(), leg.length.detach(), moving, z, *self.tolerances]
+            return slope, self.form.solver.start(leg, z, slope)
+        moving = number(float(leg.moving), z.device)
+        inputs = [leg.start.detach(), leg.length.detach(), moving, z, *self.constants]
         found, dtheta = self._run("start", leg, inputs)
         leg.count(2)
         return found, dtheta
 
-    def slope(self, leg: Any, z: Tensor) -> Tensor:
-        (found,) = self._run("slope", leg, [leg.start.detach(), z])
+    def begin(self, leg: Any, z: Tensor, slope: Tensor | None) -> Any:
+        if slope is not None or not self.form.carries:
+            return slope
+        found = self._run("begin", leg, [leg.start.detach(), z])
         leg.count(1)
-        return found
+        return replay.packed(found)
 
-    def step(self, leg: Any, t: Tensor, z: Tensor, h: Tensor, carry: Any) -> Step:
-        inputs = [t, h, z, carry, *self.tolerances]
+    def step(self, leg: Any, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any = None) -> Step:
+        inputs, kept = self._inputs(t, h, z, carry, noise), None
         if self.keeping:
-            (y, carry, ratio, *rest), kept = self._front(leg, inputs)
+            results, kept = self._front(leg, inputs)
         else:
-            (y, carry, ratio, *rest), kept = self._run("step", leg, inputs), None
-        leg.count(self.stages)
-        mid = rest.pop() if leg.dense else None
-        return Step(y, None, ratio, rest.pop() if rest else None, mid, carry, kept)
+            results = self._run("step", leg, inputs)
+        leg.count(self.form.evaluations)
+        return self.form.result(results, leg.dense, kept)
 
-    def take(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, carry: Tensor) -> Kept:
+    def undo(self, leg: Any, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any) -> tuple[Tensor, Any]:
+        leg.count(self.form.evaluations)
+        before, *carry = self._run("undo", leg, self._inputs(t, h, z, carry, noise))
+        return before, replay.packed(carry)
+
+    def take(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any = None) -> Kept:
         """What a step keeps for its product, by taking it again."""
-        leg.count(self.stages)
-        return self._front(leg, [t, h, z, carry, *self.tolerances])[1]
+        leg.count(self.form.evaluations)
+        return self._front(leg, self._inputs(t, h, z, carry, noise))[1]
 
     def pull(
-        self, leg: InitialValue, kept: Kept, cotangents: Sequence[Tensor | None], totals: Totals
-    ) -> tuple[Tensor, Tensor, Totals]:
+        self,
+        leg: InitialValue,
+        kept: Kept,
+        ends: Sequence[Tensor | None],
+        inner: Sequence[Tensor | None],
+        totals: Totals,
+    ) -> tuple[Tensor, list[Tensor], Totals]:
         """One vector-Jacobian product of a step.
 
-        cotangents: of y, carry, ratio, stiffness and mid; None: zero. Gives those of z and carry before the step, and
-        `totals`, one for each of `wanted`, with their part added.
+        ends: cotangents of y and of the tensors of the carry; inner: of ratio, stiffness and mid; None: zero. Gives
+        those of z and of the carry before the step, and `totals`, one for each of `wanted`, with their part added.
         """
-        ratio, stiffness, mid = cotangents[2:]
-        group = int(ratio is not None or stiffness is not None or mid is not None)
-        inputs = [*kept.inputs, *self._late(leg, kept.inputs[2], cotangents, totals)]
+        group = int(any(c is not None for c in inner))
+        inputs = [*kept.inputs, *self._late(leg, self._states(kept.inputs), ends, inner), *totals]
+        states = len(self.form.states)
         if kept.halves is None:
-            found = self._functions(leg).step_products(*inputs)[self._outputs(leg) + group * (2 + len(totals)) :]
+            first = self.form.outputs(leg.dense) + group * (states + len(totals))
+            found = self._functions(leg).step_products(*inputs)[first:]
         else:
             if not kept.halves.made(group):
                 with self.making("gradient of the estimates" if group else "gradient"), self.ambient():
                     kept.halves.make(group)
             found = kept.halves.rest(group, inputs, kept.values)
-        return found[0], found[1], found[2 : 2 + len(totals)]
+        return found[0], list(found[1:states]), found[states : states + len(totals)]
 
-    def pull_slope(
-        self, leg: InitialValue, t: Tensor, z: Tensor, cotangent: Tensor, totals: Totals
+    def pull_begin(
+        self, leg: InitialValue, t: Tensor, z: Tensor, cotangents: Sequence[Tensor], totals: Totals
     ) -> tuple[Tensor, Totals]:
-        """The vector-Jacobian product of dz/dt at (t, z): that of z, and the totals."""
-        before, *totals = self._run("slope_product", leg, [t, z], [cotangent.contiguous(), *totals])
+        """The vector-Jacobian product of the carry begun at (t, z): that of z, and the totals."""
+        before, *totals = self._run("begin_product", leg, [t, z], [c.contiguous() for c in cotangents], totals)
         leg.count(1)
         return before, totals
 
@@ -196,9 +219,8 @@ class Engine(Stepper):
 
     @cached_property
     def _needs(self) -> list[bool]:
-        """Which leaves of a leg's context need gradients; where nothing is recorded, those of a piece do not say so."""
-        with torch.enable_grad():
-            return [x.requires_grad for x in self.system.at(self.system.segments.first).conditions()]
+        """Which leaves of a leg's context need gradients."""
+        return [x.requires_grad for x in self.system.example()]
 
     def _fixed(self, leg: InitialValue) -> list[Tensor]:
         """The modules' tensors and the leaves of a leg's context."""
@@ -207,22 +229,25 @@ class Engine(Stepper):
             self._flat = [*self.tensors, *(x.detach().contiguous() for x in self._own)]
         return self._flat
 
-    def _outputs(self, leg: InitialValue) -> int:
-        """How many tensors a step gives."""
-        return 3 + self.solver.tableau.stiffness + leg.dense
+    def _inputs(self, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any) -> list[Tensor]:
+        """What a step is about."""
+        if self.form.carries:
+            return [t, h, z, *replay.carried(carry), *(noise or ()), *self.constants]
+        return [t, h, z, *(noise or ()), *self.constants]
 
-    def _late(self, leg: InitialValue, z: Tensor, cotangents: Sequence[Tensor | None], totals: Totals) -> list[Any]:
-        """Cotangents of what a step gives, zeros for None, and totals; None for those that no one gave."""
-        ends, (ratio, stiffness, mid) = cotangents[:2], cotangents[2:]
-        found: list[Any] = [self._given(c, z.shape) for c in ends]
-        if ratio is None and stiffness is None and mid is None:
-            return [*found, *[None] * (self._outputs(leg) - 2), *totals]
-        found.append(self._given(ratio, z.shape[:1]))
-        if self.solver.tableau.stiffness:
-            found.append(self._given(stiffness, z.shape[:1]))
-        if leg.dense:
-            found.append(self._given(mid, z.shape))
-        return [*found, *totals]
+    def _late(
+        self, leg: InitialValue, states: Sequence[Tensor], ends: Sequence[Tensor | None], inner: Sequence[Tensor | None]
+    ) -> list[Any]:
+        """Cotangents of what a step gives, zeros for None; None for those inside it where no one gave one."""
+        found: list[Any] = [self._given(c, x.shape) for c, x in zip(ends, states, strict=True)]
+        places, rows = self.form.inner(leg.dense), states[0].shape[:1]
+        if all(c is None for c in inner):
+            return [*found, *[None] * len(places)]
+        return [*found, *(self._given(inner[i], states[0].shape if i == MID else rows) for i in places)]
+
+    def _states(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """z and the carry, of what a step is about."""
+        return [inputs[i] for i in self.form.states]
 
     def _given(self, cotangent: Tensor | None, shape: torch.Size) -> Tensor:
         """A cotangent as programs take it; for None zeros, always the same: they are never written to."""
@@ -239,9 +264,11 @@ class Engine(Stepper):
         results, values = (self._functions(leg).step(*flat), ()) if halves is None else halves.front(flat)
         return results, Kept(halves, flat, values)
 
-    def _run(self, name: str, leg: InitialValue, inputs: list[Tensor], late: Sequence[Tensor] = ()) -> Any:
-        flat = [*inputs, *self._fixed(leg), *late]
-        program = self._program(name, leg.rows, flat, lambda: self._made(name, leg, inputs, late))
+    def _run(
+        self, name: str, leg: InitialValue, inputs: list[Tensor], cotangents: Sequence[Tensor] = (), totals: Totals = ()
+    ) -> Any:
+        flat = [*inputs, *self._fixed(leg), *cotangents, *totals]
+        program = self._program(name, leg.rows, flat, lambda: self._made(name, leg, inputs, cotangents, totals))
         return getattr(self._functions(leg), name)(*flat) if program is None else program(flat)
 
     def _program(self, name: str, rows: int, flat: Sequence[Tensor], make: Callable[[], Any]) -> Any:
@@ -261,19 +288,22 @@ class Engine(Stepper):
         programs.append(made)
         return made
 
-    def _made(self, name: str, leg: InitialValue, inputs: list[Tensor], late: Sequence[Tensor]) -> Program:
-        cotangents, rules = (1, FUNCTIONS) if late else (0, FORWARD)
-        batched = self._batched(inputs, late[:cotangents], late[cotangents:])
-        return Program(getattr(self._functions(leg), name), [*inputs, *self._flat, *late], batched, rules)
+    def _made(
+        self, name: str, leg: InitialValue, inputs: list[Tensor], cotangents: Sequence[Tensor], totals: Totals
+    ) -> Program:
+        rules, batched = FUNCTIONS if totals else FORWARD, self._batched(inputs, cotangents, totals)
+        function = getattr(self._functions(leg), name)
+        return Program(function, [*inputs, *self._flat, *cotangents, *totals], batched, rules)
 
     def _halves(self, leg: InitialValue, inputs: list[Tensor]) -> Halves:
         """Of a step and its products; examples of what comes late are zeros."""
-        totals, rows = self.zeros(leg), inputs[2].new_zeros(leg.rows)
-        late = self._late(leg, inputs[2], (None, None, rows, None, None), totals)
-        outputs, early = self._outputs(leg), [*inputs, *self._flat]
-        batched = self._batched(inputs, late[:outputs], totals)
-        groups, function = [outputs, *[2 + len(totals)] * 2], self._functions(leg).step_products
-        return Halves(function, [*early, *late], batched, len(early), groups, (FORWARD, FUNCTIONS))
+        outputs, early, totals = self.form.outputs(leg.dense), [*inputs, *self._flat], self.zeros(leg)
+        states, row = self._states(inputs), inputs[2].new_zeros(leg.rows)
+        late = self._late(leg, states, [None] * len(states), [row, None, None])
+        batched, heads = self._batched(inputs, late, totals), self.form.heads(leg.dense)
+        groups = [outputs, *[len(self.form.states) + len(totals)] * len(heads)]
+        function = self._functions(leg).step_products
+        return Halves(function, [*early, *late, *totals], batched, len(early), groups, (FORWARD, FUNCTIONS))
 
     def _batched(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], totals: Totals) -> list[bool]:
         """Which arguments of a function have the batch first: numbers, and what belongs to the modules, have not."""
@@ -282,10 +312,4 @@ class Engine(Stepper):
         return found + [i >= modules for i in range(len(totals))]
 
     def _functions(self, leg: InitialValue) -> Functions:
-        return Functions(self.solver, leg, self.modules, self.entry.reached, self._needs, len(self.tensors))
-
-
-@lru_cache(maxsize=256)
-def _number(value: float, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(value, dtype=torch.float64, device=device)
+        return Functions(self.form, leg, self.modules, self.entry.reached, self._needs, len(self.tensors))

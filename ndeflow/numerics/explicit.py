@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.compilation import stepper_for
+from ndeflow.numerics.compilation import check_choice, stepper_for
 from ndeflow.numerics.controllers import Controller, I
 from ndeflow.numerics.field import SDE
+from ndeflow.numerics.form import AdaptiveForm
 from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.norms import stacked_norms
 from ndeflow.numerics.pacing import Pace, Rules, Shared
@@ -24,8 +25,6 @@ from ndeflow.numerics.stepper import Eager, Stepper
 from ndeflow.numerics.system import InitialValue, System
 from ndeflow.numerics.tableaus import PAIRS, Tableau
 from ndeflow.numerics.trace import Trace, partial
-
-COMPILE = ("auto", "on", "off")
 
 
 @final
@@ -73,8 +72,7 @@ class RungeKutta(Marching):
             raise ValueError(f"expected method {', '.join(PAIRS)}, got {self.method!r}")
         if not (0 <= self.rtol < math.inf and 0 < self.atol < math.inf):
             raise ValueError(f"expected finite rtol >= 0 and atol > 0, got rtol {self.rtol}, atol {self.atol}")
-        if self.compile not in COMPILE:
-            raise ValueError(f"expected compile {', '.join(COMPILE)}, got {self.compile!r}")
+        check_choice(self.compile)
         if self.max_steps < 1:
             raise ValueError(f"expected max_steps of at least 1, got {self.max_steps}")
 
@@ -131,11 +129,12 @@ class RungeKutta(Marching):
             stiffness = _stiffness(*map(system.judged, (*ks[-2:], *points[-2:])))
         return Step(z1, error, ratio, stiffness, mid, ks[-1])
 
-    def engage(self, system: InitialValue, recording: bool, keeping: bool) -> None:
-        system.engine = stepper_for(self, system, recording, keeping)
+    def engage(self, system: InitialValue, recording: bool, keeping: bool) -> Self:
+        system.engine = stepper_for(self, AdaptiveForm(self), system, recording, keeping)
+        return self
 
     def march(self, system: System) -> Trace:
-        stepper = system.engine or Eager(self, system, self.start)
+        stepper = system.engine or Eager(self, system)
         z, slope = stepper.open()
         trace = Trace(z, apart=self.apart, estimated=(True, self.tableau.stiffness))
         try:

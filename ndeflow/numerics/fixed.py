@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
+from ndeflow.numerics.chunks import engaged
+from ndeflow.numerics.compilation import check_choice
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.marching import FixedMarching
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stages import combine, hermite_mid, stages
-from ndeflow.numerics.system import System
+from ndeflow.numerics.system import InitialValue, System
 from ndeflow.numerics.tableaus import FIXED, Tableau
 
 
@@ -23,15 +25,18 @@ class FixedRungeKutta(FixedMarching):
     """A fixed-step Runge-Kutta method: "euler" (order 1), "midpoint" (2) or "rk4" (4).
 
     steps: equal steps a save interval, or a piece of the control path where there is one; then save times must be
-    knots. Probes are read from cubic Hermite interpolants and cost one evaluation a solve, or a knot. Raises
-    ValueError at construction for an unknown method or no steps, at the solve for an SDE; SolveError where the
-    state becomes non-finite.
+    knots. Probes are read from cubic Hermite interpolants and cost one evaluation a solve, or a knot. compile,
+    compile_after: as of `RungeKutta`; solves with probes are not compiled. Raises ValueError at construction for an
+    unknown method or no steps, at the solve for an SDE; SolveError where the state becomes non-finite.
     """
 
     method: str = "rk4"
     steps: int = 1
+    compile: str = "auto"
+    compile_after: int = 100_000
 
     def __post_init__(self) -> None:
+        check_choice(self.compile)
         if self.method not in FIXED:
             raise ValueError(f"expected method {', '.join(FIXED)}, got {self.method!r}")
         if self.steps < 1:
@@ -40,6 +45,13 @@ class FixedRungeKutta(FixedMarching):
     @property
     def tableau(self) -> Tableau:
         return FIXED[self.method]
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.tableau.c)
+
+    def engage(self, system: InitialValue, recording: bool, keeping: bool) -> FixedMarching:
+        return self if system.dense else engaged(self, system, recording, keeping)
 
     def check(self, problem: Problem) -> None:
         if isinstance(problem.field, SDE):

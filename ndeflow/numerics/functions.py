@@ -1,8 +1,7 @@
-"""What of a Runge-Kutta solve is compiled: its start, a step and a slope as functions of flat tensors, and products."""
+"""What of a solve is compiled: its start, a step and its carry as functions of flat tensors, and products."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, final
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ndeflow.numerics import replay
+from ndeflow.numerics.form import Form
 from ndeflow.numerics.system import InitialValue
 
 Function = Callable[..., list[Tensor]]
@@ -39,32 +39,37 @@ class Functions:
     Each takes what it is about, then `fixed` tensors: those of the modules, then the leaves of the leg's context. A
     product takes behind them the cotangents, and totals, to which its part for each wanted tensor is added.
 
-    leg: its tensors are replaced. modules: the field and the integrands. reached: which of their tensors are wanted.
-    needs: whether each leaf is. tensors: how many the modules have.
+    form: of the solver's steps. leg: its tensors are replaced. modules: the field and the integrands. reached: which of
+    their tensors are wanted. needs: whether each leaf is. tensors: how many the modules have.
     """
 
     def __init__(
         self,
-        solver: Any,
+        form: Form,
         leg: InitialValue,
         modules: Sequence[nn.Module],
         reached: Sequence[int],
         needs: Sequence[bool],
         tensors: int,
     ) -> None:
-        self.solver, self.leg, self.modules = solver, leg, modules
+        self.form, self.leg, self.modules = form, leg, modules
         self.reached, self.needs, self.tensors = set(reached), list(needs), tensors
         self.fixed = tensors + len(self.needs)
 
-    def step(self, t: Tensor, h: Tensor, z: Tensor, carry: Tensor, *rest: Tensor) -> list[Tensor]:
-        """[y, carry, ratio], stiffness where the method has it, mid where states are interpolated."""
-        solver = self._tolerant(*rest[:2])
-        step = self._bound(z, rest[2:], lambda leg: solver.advance(leg, t, z, h, carry))
-        return [x for x in (step.y, step.carry, step.ratio, step.stiffness, step.mid) if x is not None]
+    def step(self, *flat: Tensor) -> list[Tensor]:
+        """What a step of the form gives."""
+        about, rest = flat[: self.form.about], flat[self.form.about :]
+        return self._bound(about[2], rest, lambda leg: self.form.step(leg, *about))
+
+    def undo(self, *flat: Tensor) -> list[Tensor]:
+        """z and the carry before a step, from those after it."""
+        about, rest = flat[: self.form.about], flat[self.form.about :]
+        return self._bound(about[2], rest, lambda leg: self.form.undo(leg, *about))
 
     def start(self, start: Tensor, length: Tensor, moving: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
-        """[dz/dt, the first step] at the start of the leg."""
-        solver = self._tolerant(*rest[:2])
+        """[dz/dt, the first step] of an adaptive solver at the start of the leg."""
+        form: Any = self.form
+        solver = form.tolerant(*rest[:2])
 
         def call(leg: Any) -> list[Tensor]:
             leg.start, leg.length, leg.moving = start, length, moving
@@ -73,32 +78,33 @@ class Functions:
 
         return self._bound(z, rest[2:], call)
 
-    def slope(self, t: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
-        """[dz/dt]."""
-        return [self._bound(z, rest, lambda leg: leg(t.to(z.dtype.to_real()), z))]
+    def begin(self, t: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
+        """The carry of a first step."""
+        return self._bound(z, rest, lambda leg: self.form.begin(leg, t, z))
 
-    def slope_product(self, *flat: Tensor) -> list[Tensor]:
-        """Of `slope`, from one cotangent: that of z, then the totals."""
+    def begin_product(self, *flat: Tensor) -> list[Tensor]:
+        """Of `begin`, from a cotangent of each of its results: that of z, then the totals."""
         inputs, wants = self._inputs(flat, 2, (1,))
         with torch.enable_grad():
-            outputs = self.slope(*inputs)
-        cotangents, totals = flat[2 + self.fixed :][:1], flat[3 + self.fixed :]
+            outputs = self.begin(*inputs)
+        late = flat[2 + self.fixed :]
+        cotangents, totals = late[: len(outputs)], late[len(outputs) :]
         return self._added(replay.grads(outputs, inputs, cotangents), wants, [inputs[1]], totals)
 
     def step_products(self, *flat: Tensor) -> list[Tensor]:
-        """What `step` gives; its product from the cotangents of y and carry; that from the cotangents of all.
+        """What `step` gives; then its product from the cotangents of so many results as the form's `heads` say.
 
         A product: the cotangents of z and carry before the step, then the totals.
         """
-        inputs, wants = self._inputs(flat, 6, (2, 3))
+        inputs, wants = self._inputs(flat, self.form.about, self.form.states)
         with torch.enable_grad():
             outputs = self.step(*inputs)
-        late = flat[6 + self.fixed :]
+        late = flat[self.form.about + self.fixed :]
         cotangents, totals = late[: len(outputs)], late[len(outputs) :]
-        found = [x.detach() for x in outputs]
-        for count in (2, len(outputs)):
+        found, states = [x.detach() for x in outputs], [inputs[i] for i in self.form.states]
+        for count in self.form.heads(self.leg.dense):
             products = replay.grads(outputs[:count], inputs, cotangents[:count], retain_graph=True)
-            found += self._added(products, wants, inputs[2:4], totals)
+            found += self._added(products, wants, states, totals)
         return found
 
     def _inputs(self, flat: Sequence[Tensor], count: int, states: Sequence[int]) -> tuple[list[Tensor], list[bool]]:
@@ -117,12 +123,6 @@ class Functions:
         found = [g for g, w in zip(products, wants, strict=True) if w]
         before = [torch.zeros_like(z) if g is None else g for z, g in zip(states, found, strict=False)]
         return [*before, *map(_sum, totals, found[len(states) :])]
-
-    def _tolerant(self, rtol: Tensor, atol: Tensor) -> Any:
-        solver = copy.copy(self.solver)
-        object.__setattr__(solver, "rtol", rtol)
-        object.__setattr__(solver, "atol", atol)
-        return solver
 
     def _bound(self, z: Tensor, rest: Sequence[Tensor], call: Callable[[Any], Any]) -> Any:
         """A call with the leg reading other tensors: of the modules and of the context."""

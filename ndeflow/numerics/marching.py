@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics.segments import Segments, fixed_segments
-from ndeflow.numerics.solution import Solution, SolveError, Solver, Step
+from ndeflow.numerics.solution import NON_FINITE, Solution, SolveError, Solver, Step
+from ndeflow.numerics.stepper import Eager
 from ndeflow.numerics.system import InitialValue, System
 from ndeflow.numerics.trace import Node, Trace, solution
 
@@ -70,11 +71,12 @@ class Marching(Solver):
         self.check(problem)
         return InitialValue(problem, self.cut(problem))
 
-    def engage(self, system: InitialValue, recording: bool, keeping: bool) -> None:  # noqa: B027
-        """Give the system an engine, where this solver has one for it.
+    def engage(self, system: InitialValue, recording: bool, keeping: bool) -> Marching:
+        """Give the system an engine, where this solver has one for it; returns the solver to march it with.
 
         recording: the solve records gradients. keeping: then what steps compute is kept for the backward pass.
         """
+        return self
 
     def integrate(self, problem: Problem) -> Solution:
         system = self.system(problem)
@@ -103,39 +105,78 @@ class FixedMarching(Marching):
 
     steps: int
 
+    @property
+    def carries(self) -> int:
+        """How many tensors a step must be handed by the one before."""
+        return 0
+
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Evaluations of the field, of an SDE the drift, in a step."""
+
     def cut(self, problem: Problem) -> Segments:
         return fixed_segments(problem)
 
-    def noises(self, system: System, first: int) -> Sequence[Tensor | None]:
+    def noises(self, system: System, first: int) -> Sequence[Any]:
         """The noise of the `steps` steps of a segment, the first of which is number `first` of the whole span."""
         return [None] * self.steps
 
+    def numbers(self, system: System, first: int, size: int) -> Sequence[Any]:
+        """What `noise` makes it from, for every `size` steps of a segment: tensors, the same for all that follow."""
+        return [None] * (self.steps // size)
+
+    def noise(self, system: System, numbers: Any, j: int, z: Tensor) -> Tensor | None:
+        """The noise of step j after the one that `numbers` are of."""
+        return None
+
+    def noisy(self, system: InitialValue, t: Tensor, z: Tensor) -> list[Tensor]:
+        """What the right-hand side gives beside the rate, at (t, z)."""
+        return []
+
+    def undo(self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any) -> tuple[Tensor, Any]:
+        """z and carry at t, from those at t + h, of a method whose steps can be taken back."""
+        raise NotImplementedError(f"{self} takes no steps back")
+
+    def trace(self, z: Tensor) -> Trace:
+        """Of a march that begins."""
+        return Trace(z)
+
     def march(self, system: System) -> Trace:
-        z, slope = system.open()
-        trace, carry = Trace(z), None
+        stepper = system.engine or Eager(self, system)
+        z, slope = stepper.open()
+        trace, carry, first = self.trace(z), None, True
         for leg in system.legs():
-            fresh = slope is not None or system.renewed
+            fresh = first or system.renewed
             if fresh:
-                carry = self.begin(leg, leg.start, z, leg.slope(z) if slope is None else slope)
-                slope = None
+                carry, slope, first = stepper.begin(leg, z, slope), None, False
             for j, noise in enumerate(self.noises(leg, leg.segment * self.steps)):
                 node = Node(leg.segment, j / self.steps, 1 / self.steps, z, carry, fresh and j == 0, noise)
                 t, h = leg.moment(node.theta, node.dtheta)
-                step = self.advance(leg, t, z, h, carry, noise)
+                step = stepper.step(leg, t, z, h, carry, noise)
                 trace.accept(node, step)
                 z, carry = step.y, step.carry
+        stepper.close()
         trace.nfe = system.calls
         if trace.steps and bool(_broken(trace.steps[-1]).any()):
             raise self._failure(system, trace)
         return trace
 
+    def inside(self, leg: System, trace: Trace, n: int) -> Iterator[tuple[float, float, Step]]:
+        """The steps that step n of a trace stands for: where each starts, how much of the leg it covers, and it."""
+        yield trace.nodes[n].theta, trace.nodes[n].dtheta, trace.steps[n]
+
     def _failure(self, system: System, trace: Trace) -> SolveError:
-        n, bad = next((i, bad) for i, step in enumerate(trace.steps) if bool((bad := _broken(step)).any()))
-        node, row = trace.nodes[n], int(bad.int().argmax())
-        t, h = system.at(node.segment).row_moment(node.theta, node.dtheta, row)
+        n = next(i for i, step in enumerate(trace.steps) if bool(_broken(step).any()))
+        leg = system.at(trace.nodes[n].segment)
+        parts = ((theta, dtheta, _broken(step)) for theta, dtheta, step in self.inside(leg, trace, n))
+        theta, dtheta, bad = next(part for part in parts if bool(part[2].any()))
+        row = int(bad.int().argmax())
+        t, h = leg.row_moment(theta, dtheta, row)
         return SolveError(
             f"the state or an integral became non-finite in row {row}, in the step of size {h:.3g} from time {t:.6g} "
-            f"({self}); take more steps, or bound the field"
+            f"({self}); take more steps, or bound the field",
+            bad.long() * NON_FINITE,
         )
 
 

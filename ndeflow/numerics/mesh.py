@@ -31,6 +31,11 @@ class Place(NamedTuple):
     theta: float
     dtheta: float
 
+    def parts(self, count: int) -> list[Place]:
+        """As many equal steps."""
+        dtheta = self.dtheta / count
+        return [Place(self.segment, self.theta + j * dtheta, dtheta) for j in range(count)]
+
 
 class Rejection(NamedTuple):
     """A rejected step: how many had been accepted before it, where it was tried, its scaled error (B,) or None."""

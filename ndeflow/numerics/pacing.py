@@ -82,7 +82,7 @@ class Shared(Pace):
     def enter(self, leg: System, slope: Tensor | None) -> None:
         self.leg, length = leg, leg.mean_length()
         if self.length:
-            self.carry = self.stepper.slope(leg, self.z) if slope is None else slope
+            self.carry = self.stepper.begin(leg, self.z, slope)
             self.dtheta = min(1.0, self.dtheta * self.length / length)
         else:
             self.dtheta = self._start(slope)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self, final
 
 import torch
 from torch import Tensor
+
+from ndeflow.numerics.observations import filled
 
 
 class ControlPath(ABC):
@@ -18,6 +20,13 @@ class ControlPath(ABC):
     """
 
     knots: Tensor
+
+    def at_observations(self) -> Tensor:
+        """The times of the path, (T,) or (B, T), at which the T observations have been read: by default the knots."""
+        return self.knots
+
+    def check_times(self, ts: Tensor) -> None:  # noqa: B027
+        """Raise ValueError for save times (T',) or (B, T') that mean nothing on this path; by default all are right."""
 
     @abstractmethod
     def value(self, t: Tensor) -> Tensor:
@@ -106,6 +115,9 @@ class Piecewise(Polynomial):
         return Piece(ends, [c.gather(1, where).squeeze(1) for c in self.coefficients])
 
 
+Interpolation = Callable[[Tensor, Tensor, Tensor], ControlPath]  # (ts, xs, mask), such as `Linear.through`
+
+
 @final
 class Linear(Piecewise):
     """Straight lines from observation to observation; dX/dt jumps at the knots."""
@@ -143,53 +155,6 @@ class Hermite(Piecewise):
         return cls(ts, (xs[:, :-1], torch.where(still, 0.0, start), 2 * bend, -bend / width))
 
 
-def augment(ts: Tensor, xs: Tensor, mask: Tensor, *, counts: bool = False) -> tuple[Tensor, Tensor]:
-    """Values and mask of the channels of a control path: time, the C channels and, with `counts`, their counts.
-
-    A count is log(1 + n) with n the number of a channel's observations up to and including the time (the
-    observational intensity of Kidger et al. 2020, on a logarithmic scale): it says where values are
-    missing. ts: (T,) or (B, T). xs, mask: (B, T, C). Returns (B, T, 1 + C) or (B, T, 1 + 2 C), twice.
-    """
-    time = ts.to(xs.dtype).expand(xs.shape[:2]).unsqueeze(-1)
-    channels = [time, xs]
-    if counts:
-        channels.append(mask.cumsum(dim=1).to(xs.dtype).log1p())
-    known = torch.ones_like(mask)
-    return torch.cat(channels, dim=-1), torch.cat([known[..., :1], mask, *[known] * counts], dim=-1)
-
-
-def filled(ts: Tensor, xs: Tensor, mask: Tensor | None = None) -> Tensor:
-    """xs (B, T, C) with missing values interpolated linearly in time between each channel's own observations.
-
-    Before a channel's first observation its first value, after the last its last, 0 where it has none. What stands
-    in xs where mask is False is never read. Arguments and errors as in `Linear.through`.
-    """
-    mask = ~xs.isnan() if mask is None else mask
-    _check(ts, xs, mask)
-    before, after = _neighbours(mask)
-    xs = torch.where(mask, xs, 0.0)
-    times = ts.expand(xs.shape[:2]).unsqueeze(-1).expand_as(xs)
-    start, end = times.gather(1, before), times.gather(1, after)
-    gap = end - start
-    weight = ((times - start) / torch.where(gap > 0, gap, 1.0)).clamp(0, 1).to(xs.dtype)
-    low, high = xs.gather(1, before), xs.gather(1, after)
-    return torch.where(mask, xs, low + weight * (high - low))
-
-
-def _neighbours(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Places of the last observation at or before each time and of the first at or after it, (B, T, C) int64.
-
-    Where there is none on one side, that of the other side; 0 where a channel has none at all.
-    """
-    size = mask.shape[1]
-    place = torch.arange(size, device=mask.device)[:, None]
-    before = torch.where(mask, place, -1).cummax(dim=1).values
-    after = torch.where(mask, place, size).flip(1).cummin(dim=1).values.flip(1)
-    low = torch.where(before < 0, after, before)
-    high = torch.where(after == size, before, after)
-    return low.clamp(0, size - 1), high.clamp(0, size - 1)
-
-
 def _widths(ts: Tensor, xs: Tensor) -> tuple[Tensor, Tensor]:
     """Lengths of the intervals, 1 in place of 0, and which have length zero: (T - 1, 1) or (B, T - 1, 1)."""
     width = ts.diff(dim=-1).unsqueeze(-1)
@@ -206,14 +171,3 @@ def _slopes(ts: Tensor, xs: Tensor) -> Tensor:
 def _column(t: Tensor) -> Tensor:
     """A 0-dim time as it is, (B, 1, ..., 1) as (B, 1)."""
     return t.reshape(-1, 1) if t.dim() else t
-
-
-def _check(ts: Tensor, xs: Tensor, mask: Tensor) -> None:
-    if xs.dim() != 3 or xs.shape[1] < 2 or not xs.is_floating_point():
-        raise ValueError(f"expected real xs (B, T, C) at two times or more, got {tuple(xs.shape)}, {xs.dtype}")
-    if ts.shape not in (xs.shape[:2], xs.shape[1:2]):
-        raise ValueError(f"expected ts (T,) or (B, T) for xs {tuple(xs.shape)}, got {tuple(ts.shape)}")
-    if mask.shape != xs.shape or mask.dtype != torch.bool:
-        raise ValueError(f"expected a bool mask of shape {tuple(xs.shape)}, got {tuple(mask.shape)}, {mask.dtype}")
-    if bool((ts.diff(dim=-1) < 0).any()):
-        raise ValueError("expected nondecreasing ts, got decreasing ones; sort the observations by time")

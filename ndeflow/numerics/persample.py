@@ -100,7 +100,7 @@ class PerSample(Pace):
         if count == self.count:
             self.carry, first = self.stepper.start(self.leg, self.z, slope)
             return first
-        self.carry = self.stepper.slope(self.leg, self.z) if slope is None else slope
+        self.carry = self.stepper.begin(self.leg, self.z, slope)
         if count == 0:
             return dtheta
         places, _ = _parted(new, count)

@@ -79,6 +79,11 @@ def carried(carry: Any) -> list[Tensor]:
     return [carry] if isinstance(carry, Tensor) else list(carry)
 
 
+def packed(tensors: Sequence[Tensor]) -> Any:
+    """The carry of so many tensors; the opposite of `carried`."""
+    return tuple(tensors) if len(tensors) > 1 else next(iter(tensors), None)
+
+
 def like_carry(carry: Any, new: Sequence[Tensor]) -> Any:
     """A carry of the same kind made of other tensors."""
     if carry is None:

@@ -48,11 +48,11 @@ class Reverse(ABC):
         self, n: int, z1: Tensor | None, carry1: Gradients, reads: Reads, estimates: Gradients
     ) -> tuple[Tensor | None, Gradients]:
         """From cotangents of the state and carry after step n to those before it; the rest goes to the totals."""
-        node, k0 = self.tape.trace.nodes[n], reads.k0.get(n)
+        node, k0 = self.tape.node(n), reads.k0.get(n)
         if n in reads.k1:
             carry1 = [replay.plus(carry1[0] if carry1 else None, reads.k1[n]), *carry1[1:]]
         z1, inner = replay.plus(z1, reads.ends.get(n)), [*estimates, reads.mid.get(n)]
-        z0, carry0 = self._pull(n, self._at(node), z1, carry1, inner, k0 if node.fresh else None)
+        z0, carry0 = self._pull(n, node, self._at(node), z1, carry1, inner, k0 if node.fresh else None)
         if k0 is not None and not node.fresh:
             carry0[0] = replay.plus(carry0[0], k0)
         return replay.plus(z0, reads.states.get(n)), carry0
@@ -63,9 +63,16 @@ class Reverse(ABC):
 
     @abstractmethod
     def _pull(
-        self, n: int, leg: InitialValue, z1: Tensor | None, carry1: Gradients, inner: Gradients, k0: Tensor | None
+        self,
+        n: int,
+        node: Node,
+        leg: InitialValue,
+        z1: Tensor | None,
+        carry1: Gradients,
+        inner: Gradients,
+        k0: Tensor | None,
     ) -> tuple[Tensor | None, Gradients]:
-        """The product of step n: cotangents of the state and carry before it; the others' are added to the totals.
+        """The product of step n, a node: cotangents of state and carry before it; the others' are added to the totals.
 
         carry1: may be empty, for none. inner: cotangents of ratio, stiffness and mid. k0: of a fresh carry.
         """
@@ -89,9 +96,15 @@ class EagerReverse(Reverse):
             return super().run(error, stiffness, *stacks)
 
     def _pull(
-        self, n: int, leg: InitialValue, z1: Tensor | None, carry1: Gradients, inner: Gradients, k0: Tensor | None
+        self,
+        n: int,
+        node: Node,
+        leg: InitialValue,
+        z1: Tensor | None,
+        carry1: Gradients,
+        inner: Gradients,
+        k0: Tensor | None,
     ) -> tuple[Tensor | None, Gradients]:
-        node = self.tape.trace.nodes[n]
         z = node.z.detach().requires_grad_()
         given = [] if node.fresh else [x.detach().requires_grad_() for x in replay.carried(node.carry)]
         carry, step = self.tape.retake(leg, node, z, None if node.fresh else replay.like_carry(node.carry, given))
@@ -137,20 +150,27 @@ class CompiledReverse(Reverse):
         return self.leg
 
     def _pull(
-        self, n: int, leg: InitialValue, z1: Tensor | None, carry1: Gradients, inner: Gradients, k0: Tensor | None
+        self,
+        n: int,
+        node: Node,
+        leg: InitialValue,
+        z1: Tensor | None,
+        carry1: Gradients,
+        inner: Gradients,
+        k0: Tensor | None,
     ) -> tuple[Tensor | None, Gradients]:
-        node, trace, totals = self.tape.trace.nodes[n], self.tape.trace, [*self.modules, *self.leaves]
+        trace, totals = self.tape.trace, [*self.modules, *self.leaves]
         kept, trace.kept[n] = trace.kept[n], None  # let go; another backward pass takes the step again
         if kept is None:
-            kept = self.engine.take(leg, *leg.moment(node.theta, node.dtheta), node.z, node.carry)
-        cotangents = [z1, carry1[0] if carry1 else None, *inner]
-        z, slope, totals = self.engine.pull(leg, kept, cotangents, totals)
-        if node.fresh:
-            slope = slope if k0 is None else slope + k0
-            more, totals = self.engine.pull_slope(leg, kept.inputs[0], node.z, slope, totals)
-            z = z + more
+            kept = self.engine.take(leg, *leg.moment(node.theta, node.dtheta), node.z, node.carry, node.noise)
+        ends = [z1, *(carry1 or [None] * self.engine.form.carries)]
+        z, before, totals = self.engine.pull(leg, kept, ends, inner, totals)
+        if node.fresh and before:
+            before[0] = before[0] if k0 is None else before[0] + k0
+            more, totals = self.engine.pull_begin(leg, kept.inputs[0], node.z, before, totals)
+            z, before = z + more, []
         self.modules, self.leaves = totals[: self.count], totals[self.count :]
-        return z, [] if node.fresh else [slope]
+        return z, [*before]
 
     def _leave(self) -> None:
         """Carry the totals of a segment's leaves over to the conditions they were made from."""

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
+from ndeflow.numerics.adjoint import replayed
 from ndeflow.numerics.coupled import Coupled
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE
@@ -21,9 +22,10 @@ from ndeflow.numerics.mesh import Place
 from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.reading import Plan
 from ndeflow.numerics.solution import Adjoint, Solution, SolveError, Solver
+from ndeflow.numerics.stochastic import Stochastic
 from ndeflow.numerics.system import InitialValue
-from ndeflow.numerics.tape import Reads
-from ndeflow.numerics.trace import finish, plan, statistics
+from ndeflow.numerics.tape import Reads, TakenBack, digits
+from ndeflow.numerics.trace import finish, plan, solution, statistics
 
 CURE = "use Checkpointed(), or float64"
 
@@ -44,9 +46,12 @@ class Reversible(Adjoint):
     where N log(1 / coupling) <= log(1 / eps) / 2, half the digits: 18,000 steps in float64 at 0.999, 7,900 in
     float32. Values further from 1 damp the difference of the two states more.
 
-    Raises ValueError for a coupling out of its range, an SDE, a field that is not a module, steps to be compiled and
-    other solvers than RungeKutta and FixedRungeKutta; SolveError for too many steps, and in the backward pass where
-    less than half the digits of y0 come back, as for solutions that contract by more.
+    An SDE is solved by `Stochastic("reversible_heun")`, whose steps can be taken back as they are: nothing is coupled,
+    one evaluation a step forward and two in the backward pass. Not along a control path.
+
+    Raises ValueError for a coupling out of its range, another method for an SDE, a field that is not a module, steps to
+    be compiled (of an ODE) and other solvers than RungeKutta and FixedRungeKutta; SolveError for too many steps, and in
+    the backward pass where less than half the digits of y0 come back, as for solutions that contract by more.
     McCallum, Foster 2024, "Efficient, accurate and stable gradients for neural ODEs".
     """
 
@@ -59,6 +64,8 @@ class Reversible(Adjoint):
             raise ValueError(f"expected a coupling in (0, 1], got {self.coupling}; 0.999 suits most solves")
 
     def __call__(self, solver: Solver, problem: Problem) -> Solution:
+        if isinstance(problem.field, SDE):
+            return _own_reverse(solver, problem)
         coupled = self._couple(solver, problem)
         system, ambient = coupled.base.system(problem), replay.Ambient.of(problem.y0)
         with torch.no_grad(), ambient():
@@ -71,11 +78,9 @@ class Reversible(Adjoint):
         sweep = Sweep(coupled, system, ambient, how, mesh)
         inputs = [system.segments.edges, problem.y0, *replay.conditions(problem), *sweep.parameters]
         stats.backward_nfe = sweep.backward_nfe
-        return finish(solver, system, how.read(TakenBack.apply(sweep, how.gather(trace), end, *inputs)), stats)
+        return finish(solver, system, how.read(Rewound.apply(sweep, how.gather(trace), end, *inputs)), stats)
 
     def _couple(self, solver: Solver, problem: Problem) -> Coupled:
-        if isinstance(problem.field, SDE):
-            raise ValueError("expected an ODE for Reversible, got an SDE; use Checkpointed()")
         if not isinstance(solver, (RungeKutta, FixedRungeKutta)):
             raise ValueError(
                 f"expected RungeKutta or FixedRungeKutta for Reversible, got {type(solver).__name__}; "
@@ -83,7 +88,7 @@ class Reversible(Adjoint):
             )
         if solver.apart:
             raise ValueError("expected batching=shared for Reversible, got per_sample; use shared, or Checkpointed()")
-        if isinstance(solver, RungeKutta) and solver.compile == "on":
+        if solver.compile == "on":
             raise ValueError("expected steps that need not be compiled for Reversible, got compile=on; leave it auto")
         replay.needs_module(problem, "Reversible")
         return Coupled(solver, self.coupling)
@@ -97,12 +102,24 @@ class Reversible(Adjoint):
             )
 
 
-def digits(dtype: torch.dtype) -> float:
-    """The relative error that leaves half the digits: sqrt(eps)."""
-    return math.sqrt(torch.finfo(dtype).eps)
+def _own_reverse(solver: Solver, problem: Problem) -> Solution:
+    """The solve of an SDE by a method whose steps can be taken back as they are."""
+    if not isinstance(solver, Stochastic) or not solver.reversible:
+        raise ValueError(
+            f"expected Stochastic('reversible_heun') for Reversible with an SDE, got {solver}; use it for an SDE in "
+            "the sense of Stratonovich, or Checkpointed()"
+        )
+    replay.needs_module(problem, "Reversible")
+    system, recording = solver.system(problem), replay.records(problem)
+    if system.renewed:
+        raise ValueError("expected an SDE without control path for Reversible, got one with; use Checkpointed()")
+    marched = solver.engage(system, recording, keeping=False)
+    if not recording:
+        return solution(solver, system, marched.march(system))
+    return replayed(solver, marched, system, TakenBack)
 
 
-class TakenBack(torch.autograd.Function):
+class Rewound(torch.autograd.Function):
     """(edges, y0, *conditions, *parameters) -> stacks, given the last pair; steps are taken back in the backward."""
 
     @staticmethod

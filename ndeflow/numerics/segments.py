@@ -182,5 +182,6 @@ def _pieces(first: Tensor, last: Tensor, knots: Tensor) -> Segments:
     if bool((last < first).any()):
         inner, order = inner.flip(0), order[::-1]
     shape = torch.broadcast_shapes(inner.shape[1:], first.shape)
-    edges = [first.expand(1, *shape), inner.expand(len(inner), *shape), last.expand(1, *shape)]
-    return Segments(torch.cat(edges), tuple(order))
+    edges = torch.cat([first.expand(1, *shape), inner.expand(len(inner), *shape), last.expand(1, *shape)])
+    shared = edges.dim() == 1 and not edges.requires_grad
+    return Segments(edges, tuple(order), tuple(edges.tolist()) if shared else None)

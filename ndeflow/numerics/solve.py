@@ -12,7 +12,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics.adjoint import Direct
 from ndeflow.numerics.brownian import Brownian
 from ndeflow.numerics.explicit import RungeKutta
-from ndeflow.numerics.field import SDE, leaves
+from ndeflow.numerics.field import SDE, leaves, path_of
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
 from ndeflow.numerics.stochastic import Stochastic
 from ndeflow.numerics.transforms import refuse_vmap
@@ -70,6 +70,9 @@ def pose(
     _check_state(y0)
     _check_times(ts, y0)
     _check_leaves("context", context, y0)
+    path = path_of(context)
+    if path is not None:
+        path.check_times(ts)
     for pair in integrands:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module)):
             raise ValueError(

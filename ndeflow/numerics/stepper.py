@@ -1,20 +1,18 @@
-"""How the start and the steps of one adaptive solve are computed: operation by operation, or otherwise."""
+"""How the start and the steps of one solve are computed: operation by operation, or otherwise."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, final
 
 from torch import Tensor
 
-from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.system import System
 
 
 class Stepper(ABC):
-    """What an adaptive march asks for; `leg` is the system on a segment, z its packed state.
+    """What a march asks for; `leg` is the system on a segment, z its packed state.
 
     compiled: the steps are not recorded by autograd, and are to be taken again in the backward pass.
     """
@@ -23,19 +21,23 @@ class Stepper(ABC):
 
     @abstractmethod
     def open(self) -> tuple[Tensor, Tensor | None]:
-        """The packed state at the start, and dz/dt there; None: `start` finds it."""
+        """The packed state at the start, and dz/dt there; None: `start` or `begin` finds it."""
 
     @abstractmethod
     def start(self, leg: System, z: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor]:
-        """dz/dt at the start of the first segment, and the first step as a fraction of it, as the solver's `start`."""
+        """dz/dt at the start of the first segment, and an adaptive solver's first step as a fraction of it."""
 
     @abstractmethod
-    def slope(self, leg: System, z: Tensor) -> Tensor:
-        """dz/dt at the start of a segment; one evaluation."""
+    def begin(self, leg: System, z: Tensor, slope: Tensor | None) -> Any:
+        """The carry of the first step of a segment, from dz/dt at its start; None: it is evaluated here."""
 
     @abstractmethod
-    def step(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any) -> Step:
+    def step(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any = None) -> Step:
         """One step, as the solver's `advance`; the raw error may be left out."""
+
+    def undo(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any) -> tuple[Tensor, Any]:
+        """z and carry before a step, from those after it, as the solver's `undo`."""
+        raise NotImplementedError
 
     def close(self) -> None:  # noqa: B027
         """The march is over."""
@@ -50,32 +52,29 @@ class Meter(Protocol):
 
 @final
 class Eager(Stepper):
-    """Steps computed operation by operation, recorded by autograd where gradients are enabled.
+    """Steps of a solver computed operation by operation, recorded by autograd where gradients are enabled.
 
-    start: the solver's. meter: what the evaluations of the march are added to.
+    meter: what the evaluations of the march are added to.
     """
 
-    def __init__(
-        self,
-        solver: Marching,
-        system: System,
-        start: Callable[[System, Tensor, Tensor], Tensor],
-        meter: Meter | None = None,
-    ) -> None:
-        self.solver, self.system, self.first, self.meter = solver, system, start, meter
+    def __init__(self, solver: Any, system: System, meter: Meter | None = None) -> None:
+        self.solver, self.system, self.meter = solver, system, meter
 
-    def open(self) -> tuple[Tensor, Tensor | None]:
+    def open(self) -> tuple[Tensor, Tensor]:
         return self.system.open()
 
     def start(self, leg: System, z: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor]:
         slope = leg.slope(z) if slope is None else slope
-        return slope, self.first(leg, z, slope)
+        return slope, self.solver.start(leg, z, slope)
 
-    def slope(self, leg: System, z: Tensor) -> Tensor:
-        return leg.slope(z)
+    def begin(self, leg: System, z: Tensor, slope: Tensor | None) -> Any:
+        return self.solver.begin(leg, leg.start, z, leg.slope(z) if slope is None else slope)
 
-    def step(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any) -> Step:
-        return self.solver.advance(leg, t, z, h, carry)
+    def step(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any = None) -> Step:
+        return self.solver.advance(leg, t, z, h, carry, noise)
+
+    def undo(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any) -> tuple[Tensor, Any]:
+        return self.solver.undo(leg, t, z, h, carry, noise)
 
     def close(self) -> None:
         if self.meter is not None:

@@ -1,4 +1,4 @@
-"""Fixed-step methods for stochastic differential equations: Euler-Maruyama, Milstein, Heun, midpoint."""
+"""Fixed-step methods for SDEs: Euler-Maruyama, Milstein, Heun, midpoint, reversible Heun."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.brownian import Brownian, Path
+from ndeflow.numerics import reversible_heun
+from ndeflow.numerics.brownian import Brownian, Path, step_normals
+from ndeflow.numerics.chunks import engaged
+from ndeflow.numerics.compilation import check_choice
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.marching import FixedMarching
 from ndeflow.numerics.segments import Segments
@@ -76,13 +79,15 @@ class Scheme:
     """A method and what it is good for.
 
     advance: one step, (sde, t, z, f, h, dw) -> z at t + h, with f the drift at (t, z), dw (B, m) the increment of W,
-    t and h 0-dim or columns that broadcast against z. calculi: whose integrals it converges to. orders: strong
-    order by noise type; a type it does not list is refused.
+    t and h 0-dim or columns that broadcast against z; None: reversible Heun, whose steps hand on more. calculi: whose
+    integrals it converges to. orders: strong order by noise type; a type it does not list is refused. evaluations: of
+    the drift, a step.
     """
 
-    advance: Callable[[Terms, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    advance: Callable[[Terms, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None
     calculi: tuple[str, ...]
     orders: Mapping[str, float]
+    evaluations: int = 1
 
 
 EULER_ORDERS = {"scalar": 0.5, "diagonal": 0.5, "general": 0.5, "additive": 1.0}
@@ -91,8 +96,9 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     {
         "euler": Scheme(euler, ("ito",), EULER_ORDERS),
         "milstein": Scheme(milstein, ("ito", "stratonovich"), {"scalar": 1.0, "diagonal": 1.0}),
-        "heun": Scheme(heun, ("stratonovich",), STRATONOVICH_ORDERS),
-        "midpoint": Scheme(midpoint, ("stratonovich",), STRATONOVICH_ORDERS),
+        "heun": Scheme(heun, ("stratonovich",), STRATONOVICH_ORDERS, 2),
+        "midpoint": Scheme(midpoint, ("stratonovich",), STRATONOVICH_ORDERS, 2),
+        "reversible_heun": Scheme(None, ("stratonovich",), EULER_ORDERS),
     }
 )
 
@@ -102,19 +108,24 @@ class Stochastic(FixedMarching):
     """Fixed steps of an SDE in increasing time, the noise of each row over its own interval.
 
     method: "euler" (Ito, strong order 1/2, additive noise 1), "milstein" (both integrals, scalar and diagonal noise,
-    1), "heun" or "midpoint" (Stratonovich, 1; general noise 1/2); with additive noise the integrals are the same,
+    1), "heun" or "midpoint" (Stratonovich, 1; general noise 1/2), "reversible_heun" (Stratonovich, 1/2, additive noise
+    1; one evaluation a step, and `Reversible()` takes its steps back); with additive noise the integrals are the same,
     and so any of them serves. steps: equal steps a save interval, or a segment where the context has a control
     path; then save times must be knots. Step n of row b has dW = sqrt(h_b) times the n-th normals of the problem's
     `Brownian`. States between steps (probes) are interpolated linearly.
 
     stats.nfe counts the drift: 1 a step, 2 for heun and midpoint. There are no error and stiffness estimates.
+    compile, compile_after: as of `RungeKutta`; compiled steps make their noise themselves, the same numbers.
     Raises ValueError, before any work, for what the method cannot solve; SolveError for a non-finite state.
     """
 
     method: str = "euler"
     steps: int = 1
+    compile: str = "auto"
+    compile_after: int = 100_000
 
     def __post_init__(self) -> None:
+        check_choice(self.compile)
         if self.method not in SCHEMES:
             raise ValueError(f"expected a method among {', '.join(SCHEMES)}, got {self.method!r}; see also TorchSDE()")
         if self.steps < 1:
@@ -138,32 +149,87 @@ class Stochastic(FixedMarching):
         self.check(problem)
         return Driven(problem, self.cut(problem), self.steps, problem.field.noise_size)
 
+    @property
+    def evaluations(self) -> int:
+        return SCHEMES[self.method].evaluations
+
+    def engage(self, system: InitialValue, recording: bool, keeping: bool) -> FixedMarching:
+        return engaged(self, system, recording, keeping)
+
     def noises(self, system: System, first: int) -> Sequence[Tensor]:
         assert isinstance(system, Driven)
         return [system.path(first + n) for n in range(self.steps)]
 
+    def numbers(self, system: System, first: int, size: int) -> Sequence[tuple[Tensor, ...]]:
+        assert isinstance(system, Driven)
+        steps = torch.arange(first, first + self.steps, size, device=system.index.device)
+        return [(step, *system.key, system.index) for step in steps.unbind()]
+
+    def noise(self, system: System, numbers: Any, j: int, z: Tensor) -> Tensor:
+        assert isinstance(system, Driven)
+        step, low, high, index = numbers
+        return step_normals((low, high), index, step + j, system.channels, z.dtype)
+
+    def noisy(self, system: InitialValue, t: Tensor, z: Tensor) -> list[Tensor]:
+        return [system.diffusion(t, z)]
+
+    @property
+    def reversible(self) -> bool:
+        """Whether steps can be taken back by `undo`."""
+        return SCHEMES[self.method].advance is None
+
+    @property
+    def carries(self) -> int:
+        return 3 if self.reversible else 0
+
+    def begin(self, system: System, t: Tensor, z: Tensor, slope: Tensor) -> Any:
+        assert isinstance(system, InitialValue)
+        return reversible_heun.begin(terms(system), t.to(z.dtype), z, slope) if self.reversible else slope
+
     def advance(
         self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any = None, noise: Tensor | None = None
     ) -> Step:
-        """One step. carry: the drift at (t, z), if known. noise: (B, noise_size) normals, dW = sqrt(h) noise."""
+        """One step. carry: what `begin` or the last step gave. noise: (B, noise_size) normals, dW = sqrt(h) noise."""
         assert isinstance(system, InitialValue)
-        if noise is None:
-            raise ValueError("expected the noise of an SDE's step, (B, noise_size) standard normals, got none")
-        t, h = t.to(z.dtype), h.to(z.dtype)
-        size = per_row(h)
-        dw = noise * torch.where(size > 0, nonzero_root(size), 0.0)
+        t, h, dw = _increment(t, z, h, noise)
+        scheme, sde = SCHEMES[self.method], terms(system)
+        if scheme.advance is None:
+            carry = reversible_heun.begin(sde, t, z, system(t, z)) if carry is None else carry
+            after, carry = reversible_heun.advance(sde, t, z, h, dw, carry)
+            return Step(after, None, None, None, None, carry)
         drift = system(t, z) if carry is None else carry
-        after = SCHEMES[self.method].advance(terms(system), t, z, drift, h, dw)
-        return Step(after, None, None, None, None, None)
+        return Step(scheme.advance(sde, t, z, drift, h, dw), None, None, None, None, None)
+
+    def undo(
+        self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        assert isinstance(system, InitialValue)
+        t, h, dw = _increment(t, z, h, noise)
+        return reversible_heun.undo(terms(system), t, z, h, dw, carry)
+
+
+def _increment(t: Tensor, z: Tensor, h: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """t and h as z is, and dW (B, m)."""
+    if noise is None:
+        raise ValueError("expected the noise of an SDE's step, (B, noise_size) standard normals, got none")
+    t, h = t.to(z.dtype), h.to(z.dtype)
+    size = per_row(h)
+    return t, h, noise * torch.where(size > 0, nonzero_root(size), 0.0)
 
 
 class Driven(InitialValue):
-    """A problem with noise as a system: `path(n)` gives the `channels` normals of step n, of `steps` a segment."""
+    """A problem with noise as a system: `path(n)` gives the `channels` normals of step n, of `steps` a segment.
+
+    key: the two words of the noise's seed. index: (B,), its rows. Both as tensors.
+    """
 
     def __init__(self, problem: Problem, segments: Segments, steps: int, channels: int) -> None:
         super().__init__(problem, segments)
-        y0, total = problem.y0, steps * (len(segments.edges) - 1)
-        self.path = Path(problem.noise, channels, total, batch=len(y0), dtype=y0.dtype, device=y0.device)
+        y0, total, noise = problem.y0, steps * (len(segments.edges) - 1), problem.noise
+        self.channels = channels
+        self.path = Path(noise, channels, total, batch=len(y0), dtype=y0.dtype, device=y0.device)
+        self.index = noise.rows(len(y0), y0.device)
+        self.key = torch.tensor(noise.key, device=y0.device).unbind()
 
 
 def terms(system: InitialValue) -> Terms:

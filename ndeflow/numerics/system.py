@@ -183,6 +183,11 @@ class InitialValue(System):
         """The leaves of the context and of the integrands' own contexts, in order."""
         return conditions(self.context, self.integrands)
 
+    def example(self) -> list[Tensor]:
+        """The leaves that a leg has, however many knots there are; they need gradients as if all were recorded."""
+        with torch.enable_grad():
+            return self.at(self.segments.first).conditions()
+
     def with_conditions(self, new: Sequence[Tensor]) -> Self:
         """The same system, its evaluations counted anew, reading other leaves."""
         other, rest = self.copied(), iter(new)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ndeflow.numerics import replay
 from ndeflow.numerics.marching import Marching
+from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.reading import Plan
 from ndeflow.numerics.rowwise import RowPlan
-from ndeflow.numerics.solution import Step
+from ndeflow.numerics.solution import SolveError, Step
+from ndeflow.numerics.stepper import Eager
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.trace import Node, Trace, plan
 
@@ -26,6 +30,17 @@ class Tape:
         engine: Any = system.engine
         self.parameters = engine.parameters if system.compiled else replay.parameters(system.problem)
         self.backward_nfe = [0]
+
+    def node(self, n: int) -> Node:
+        """Step n, to be asked for from the last to the first."""
+        return self.trace.nodes[n]
+
+    def settle(self) -> None:
+        """Let go of what the backward pass does not need."""
+        self.trace.steps.clear()
+
+    def check(self) -> None:  # noqa: B027
+        """After a backward pass."""
 
     def outputs(self, trace: Trace) -> tuple[Tensor | None, ...]:
         """Error and stiffness (B, N) or None, and the tensors that the save times are read from."""
@@ -47,7 +62,7 @@ class Tape:
         """The outputs on the graph of these inputs, on the same mesh."""
         system = replay.conditioned(self.system, conditions, edges)
         z, carry = system.join(y0, None), []
-        trace = Trace(z, apart=self.trace.apart, estimated=self.trace.estimated)
+        trace = Trace(z, apart=self.trace.apart, estimated=self.trace.estimated, parts=self.trace.parts)
         with self.ambient():
             for node in self.trace.nodes:
                 known = [] if node.fresh else [replay.taken(x, node.rows) for x in carry]
@@ -59,6 +74,45 @@ class Tape:
                 carry = replay.put_all(carry, node.rows, replay.carried(step.carry), len(y0))
         self.backward_nfe[0] += system.calls
         return self.outputs(trace)
+
+
+class TakenBack(Tape):
+    """A tape that keeps of all states and carries the last, and takes the steps back to find the others."""
+
+    def settle(self) -> None:
+        nodes, z0 = self.trace.nodes, self.trace.z0
+        last = self.trace.steps[-1:]
+        self.end: list[tuple[Tensor, Any]] = [(step.y, step.carry) for step in last]
+        self.trace.nodes = [node._replace(z=z0, carry=None) for node in nodes]
+        super().settle()
+
+    def node(self, n: int) -> Node:
+        node, system = self.trace.nodes[n], self.system
+        (self.reached,) = self.end if n == len(self.trace.nodes) - 1 else [self.reached]
+        leg, (z, carry), calls = self.leg(system, node), self.reached, system.calls
+        t, h = leg.moment(node.theta, node.dtheta)
+        with torch.no_grad():
+            self.reached = (system.engine or Eager(self.solver, system)).undo(leg, t, z, h, carry, node.noise)
+        self.backward_nfe[0] += system.calls - calls
+        return node._replace(z=self.reached[0], carry=self.reached[1])
+
+    def check(self) -> None:
+        """Raises SolveError where the steps lead back to another state than the first by more than half the digits."""
+        for end, _ in self.end:
+            found, z0 = self.reached[0], self.trace.z0
+            size = torch.maximum(row_norms(z0), row_norms(end)).clamp(min=torch.finfo(z0.dtype).tiny)
+            worst, row = (row_norms(found - z0) / size).nan_to_num(nan=math.inf).max(dim=0)
+            if worst.item() > digits(z0.dtype):
+                raise SolveError(
+                    f"{len(self.trace.nodes) * self.trace.parts} steps lead back to y0 with a relative error of "
+                    f"{worst.item():.1e} in row {row.item()}, more than {digits(z0.dtype):.1e}; take more steps, use "
+                    "Checkpointed(), or float64"
+                )
+
+
+def digits(dtype: torch.dtype) -> float:
+    """The relative error that leaves half the digits: sqrt(eps)."""
+    return math.sqrt(torch.finfo(dtype).eps)
 
 
 @dataclass

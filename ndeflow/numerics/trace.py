@@ -42,7 +42,7 @@ class Trace:
     """The accepted steps of a march in order, from the packed state z0; N may be 0.
 
     apart: rows step each at its own pace; then `tries` are all attempts, and otherwise `rejections` those in vain.
-    estimated: whether its steps estimate error and stiffness.
+    estimated: whether its steps estimate error and stiffness. parts: how many equal steps each of its steps stands for.
     kept: what each step keeps for the backward pass, or None. nfe: of every row, or (B,). failures: None where all rows
     were solved.
     """
@@ -55,6 +55,7 @@ class Trace:
     nfe: int | Tensor = 0
     apart: bool = False
     estimated: tuple[bool, bool] = (False, False)
+    parts: int = 1
     tries: list[Try] = field(default_factory=list)
     failures: Failures | None = None
 
@@ -102,7 +103,7 @@ class Trace:
     def counts(self) -> tuple[int | Tensor, int | Tensor]:
         """Accepted and rejected steps of every row, or (B,)."""
         if not self.apart:
-            return len(self.nodes), self.rejected
+            return len(self.nodes) * self.parts, self.rejected
         owner = owners([x.rows for x in self.tries], self.z0)
         vain = torch.cat([owner[:0], *((x.verdict < 0).long() for x in self.tries)])
         return self.table.counts, torch.zeros_like(self.table.counts).index_add(0, owner, vain)
@@ -168,6 +169,8 @@ def statistics(system: InitialValue, trace: Trace, error: Tensor | None, stiffne
 
 def _shared_mesh(system: InitialValue, trace: Trace) -> Mesh:
     places, segments = [Place(node.segment, node.theta, node.dtheta) for node in trace.nodes], system.segments
+    if trace.parts > 1:
+        places = [part for place in places for part in place.parts(trace.parts)]
     return SharedMesh(segments.edges.detach(), system.rows, places, trace.rejections, segments.numbers)
 
 

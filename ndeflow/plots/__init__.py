@@ -3,6 +3,7 @@
 matplotlib is imported when the first figure is drawn.
 """
 
+from ndeflow.plots.paths import sampled_paths
 from ndeflow.plots.scores import calibration, confusion_matrix
 from ndeflow.plots.series import phase_portrait, predictions
 from ndeflow.plots.solves import trace
@@ -15,5 +16,6 @@ __all__ = [
     "learning_curves",
     "phase_portrait",
     "predictions",
+    "sampled_paths",
     "trace",
 ]

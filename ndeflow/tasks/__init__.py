@@ -1,16 +1,21 @@
 """Tasks: what a model is trained for."""
 
+from ndeflow.tasks.adversarial import Adversarial
 from ndeflow.tasks.base import Task
-from ndeflow.tasks.losses import CRPS, LogSquaredError, SquaredError
+from ndeflow.tasks.losses import CRPS, GaussianNLL, LogSquaredError, SquaredError
 from ndeflow.tasks.series import Classification, Forecasting, Interpolation, Regression
+from ndeflow.tasks.variational import Variational
 
 __all__ = [
+    "Adversarial",
     "CRPS",
     "Classification",
     "Forecasting",
+    "GaussianNLL",
     "Interpolation",
     "LogSquaredError",
     "Regression",
     "SquaredError",
     "Task",
+    "Variational",
 ]

@@ -81,6 +81,12 @@ class Task(Clipped, ABC):
     def spec(self, spec: DataSpec) -> None:
         self.model.spec = spec
 
+    @property
+    def progress(self) -> float:
+        """How far training is, from 0 at its start to 1 at its end; 0 where its end is not known."""
+        steps = self.trainer.estimated_stepping_batches
+        return min(self.global_step / steps, 1.0) if math.isfinite(steps) and steps > 0 else 0.0
+
     @final
     def objective(self, batch: Any) -> Tensor:
         """Loss plus weighted penalties of one forward pass, a scalar; what it cost goes to the meter.
@@ -172,8 +178,7 @@ class Task(Clipped, ABC):
         return self.loss(output, batch), penalties
 
     def _weights(self) -> dict[str, float]:
-        steps = self.trainer.estimated_stepping_batches
-        progress = min(self.global_step / steps, 1.0) if math.isfinite(steps) and steps > 0 else 0.0
+        progress = self.progress
         return {name: regularizer.weight_at(progress) for name, regularizer in self.regularizers.items()}
 
     def _evaluate(self, batch: Any) -> None:

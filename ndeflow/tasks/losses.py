@@ -9,8 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ndeflow.contracts import DataSpec, Output
-from ndeflow.metrics import Weighted, crps
+from ndeflow.contracts import DataSpec, Gaussian, Output
+from ndeflow.metrics import Weighted, crps, gaussian_nll
 from ndeflow.numerics.draws import coverage
 
 
@@ -107,3 +107,39 @@ class CRPS(SeriesLoss):
                 "to 2 or more, or use loss=squared_error"
             )
         return output.prediction
+
+
+Z90 = 1.6448536  # a standard normal is within it with probability 0.9
+
+
+@final
+@dataclass(frozen=True)
+class GaussianNLL(SeriesLoss):
+    """-log N(y; mean, std^2) of the normal distributions that a model gives, in nats, in model units.
+
+    A quasi-likelihood where the true distribution is not normal: proper for mean and variance all the same. Metrics:
+    nll is of densities in the data's units. Raises ValueError for a model that gives no `Gaussian`.
+    """
+
+    def __call__(self, output: Output, ys: Tensor, weights: Tensor, spec: DataSpec) -> Tensor:
+        return average(self._nll(output, ys), weights)
+
+    def metrics(self, output: Output, ys: Tensor, weights: Tensor, spec: DataSpec) -> dict[str, Weighted]:
+        nll = self._nll(output, ys) + ys.new_tensor(spec.std).log()
+        inside = (ys - output.prediction).abs() <= Z90 * self._std(output)
+        return {
+            "nll": Weighted(nll, weights),
+            "coverage90": Weighted(inside.to(ys.dtype), weights),
+            **rmse(output, ys, weights, spec),
+        }
+
+    def _nll(self, output: Output, ys: Tensor) -> Tensor:
+        return gaussian_nll(output.prediction, self._std(output), ys)
+
+    def _std(self, output: Output) -> Tensor:
+        if not isinstance(output, Gaussian):
+            raise ValueError(
+                "expected normal distributions for GaussianNLL, got a prediction without a standard deviation; use "
+                "model=scalar_diffusion, or criterion=squared_error"
+            )
+        return output.std

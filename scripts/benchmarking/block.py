@@ -11,36 +11,8 @@ import torch
 
 from benchmarking.cases import Case
 from benchmarking.measure import Times, interleaved, timed, with_children
-from benchmarking.penalized import Penalized, error, stiffness
-from benchmarking.problems import Problem, Result
-from benchmarking.system import Cost, System
-from benchmarking.systems_torch import STAGES, BareField, Ndeflow, Separate, TorchDiffEq, Torchode
-from ndeflow import Checkpointed, Direct
-
-
-def diffrax(problem: Problem) -> System:
-    from benchmarking.system_jax import Diffrax
-
-    return Diffrax(problem)
-
-
-SYSTEMS: dict[str, Callable[[Problem], System]] = {
-    "ndeflow": lambda problem: Ndeflow(problem, Direct, "on"),
-    "ndeflow-checkpointed": lambda problem: Ndeflow(problem, Checkpointed, "on"),
-    "ndeflow-rows": lambda problem: Ndeflow(problem, Direct, "on", "per_sample"),
-    "ndeflow-eager": lambda problem: Ndeflow(problem, Direct, "off"),
-    "ndeflow-eager-checkpointed": lambda problem: Ndeflow(problem, Checkpointed, "off"),
-    "ndeflow-eager-rows": lambda problem: Ndeflow(problem, Direct, "off", "per_sample"),
-    "ndeflow-eager-separate": lambda problem: Separate(problem, Direct, "off"),
-    "ndeflow-error": lambda problem: Penalized(problem, error, "on"),
-    "ndeflow-stiffness": lambda problem: Penalized(problem, stiffness, "on"),
-    "ndeflow-eager-error": lambda problem: Penalized(problem, error, "off"),
-    "ndeflow-eager-stiffness": lambda problem: Penalized(problem, stiffness, "off"),
-    "torchdiffeq": TorchDiffEq,
-    "torchdiffeq-adjoint": lambda problem: TorchDiffEq(problem, adjoint=True),
-    "torchode": Torchode,
-    "diffrax": diffrax,
-}
+from benchmarking.problem import Result
+from benchmarking.system import Cost, P, Suite, System
 
 
 @dataclass(frozen=True)
@@ -85,11 +57,12 @@ class Block:
 
 def measure(case: Case, wanted: Sequence[str], device: torch.device, repeats: int) -> Block:
     """Call each system once, time all of them by turns, then look at what they computed."""
-    problem = Problem(case, device)
-    systems, absent = made(problem, [name for name in case.systems if name in wanted and name in SYSTEMS])
+    suite = case.suite()
+    problem = suite.problem(case, device)
+    systems, absent = made(suite, problem, [name for name in case.systems if name in wanted and name in suite.systems])
     calls: list[Callable[[], object]] = [system.call for system in systems.values()]
-    if "bare-field" in case.systems and "bare-field" in wanted:
-        calls.append(BareField(problem).call)
+    if suite.bare is not None and "bare-field" in case.systems and "bare-field" in wanted:
+        calls.append(suite.bare(problem))
     first = [timed(call, with_children) for call in calls]
     times = interleaved(calls, min(repeats, case.repeats))
     reference = problem.reference()
@@ -97,7 +70,7 @@ def measure(case: Case, wanted: Sequence[str], device: torch.device, repeats: in
         Row(name, *before, its, system.cost(), *errors(system, reference), system.kept() if case.train else None)
         for (name, system), before, its in zip(systems.items(), first, times, strict=False)
     ]
-    return Block(case, rows, times[-1].scaled(1 / STAGES) if len(times) > len(rows) else None, absent)
+    return Block(case, rows, times[-1].scaled(1 / suite.stages) if len(times) > len(rows) else None, absent)
 
 
 def joined(blocks: Mapping[str, Block]) -> Block:
@@ -106,24 +79,24 @@ def joined(blocks: Mapping[str, Block]) -> Block:
     return replace(list(blocks.values())[-1], rows=rows)
 
 
-def made(problem: Problem, names: Sequence[str]) -> tuple[dict[str, System], dict[str, str]]:
+def made(suite: Suite[P], problem: P, names: Sequence[str]) -> tuple[dict[str, System[P]], dict[str, str]]:
     """The systems that are installed, and why the others are absent."""
-    systems: dict[str, System] = {}
+    systems: dict[str, System[P]] = {}
     absent: dict[str, str] = {}
     for name in names:
         try:
-            systems[name] = SYSTEMS[name](problem)
+            systems[name] = suite.systems[name](problem)
         except ImportError as error:
             absent[name] = str(error)
     return systems, absent
 
 
-def errors(system: System, reference: Result | None) -> tuple[float | None, float | None]:
+def errors(system: System[Any], reference: Result | None) -> tuple[float | None, float | None]:
     """Of the end state and of the gradient."""
-    if reference is None:
+    found = None if reference is None else system.result()
+    if reference is None or found is None:
         return None, None
-    y, gradient = system.result()
-    error = (y - reference.y).abs().max().item()
-    if gradient is None or reference.gradient is None:
+    error = (found.y - reference.y).abs().max().item()
+    if found.gradient is None or reference.gradient is None:
         return error, None
-    return error, ((gradient - reference.gradient).norm() / reference.gradient.norm()).item()
+    return error, ((found.gradient - reference.gradient).norm() / reference.gradient.norm()).item()

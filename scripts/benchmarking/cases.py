@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarking.system import Suite
 
 TRAIN = (
     "ndeflow",
@@ -27,57 +32,219 @@ PLAIN = {  # a system without the penalty, of each that has one
 PENALTY = (*dict.fromkeys(PLAIN.values()), *PLAIN)
 TINY = ("ndeflow-eager", "ndeflow-eager-checkpointed", "torchdiffeq")
 
+STEPPED = (
+    "ndeflow-direct-philox",
+    "ndeflow-checkpointed-philox",
+    "ndeflow-eager-direct-philox",
+    "torchsde-autograd-interval",
+    "loop-autograd-randn",
+    "jax-scan-rbg",
+    "diffrax-checkpointed-tree",
+)
+MILSTEIN = STEPPED[:-1]  # diffrax's own takes the derivative of every row by all rows: 276 GB at batch 256
+UNIT = ("ndeflow-direct-philox", "ndeflow-checkpointed-philox", "torchsde-autograd-default", "loop-autograd-randn")
+LONG = ("ndeflow-checkpointed-philox", "loop-autograd-randn")
+ALONG = (
+    "ndeflow-direct",
+    "ndeflow-checkpointed",
+    "ndeflow-eager-direct",
+    "torchcde-autograd",
+    "torchcde-autograd-jumps",
+    "diffrax-checkpointed",
+    "diffrax-backsolve",
+)
+KNOTS = tuple(name for name in ALONG if name != "torchcde-autograd-jumps")  # where every step ends on one
+
 COMPILING = "first call 40 s of processor time cold, 6 cached"
 WEIGHTLESS = "10 % for a penalty of weight 0"
 
 
 @dataclass(frozen=True)
-class Case:
-    """dy/dt = MLP(y) of `dim`-`width`-`width`-`dim`, `batch` rows on [0, 1], read at `saves` times.
+class Case(ABC):
+    """What all cases have.
 
-    train: loss and backward pass too. stiff: the last row's rate is this many times the others'. steps: the horizon
-    is instead one that takes about so many steps, and there is no reference. repeats: at most so many, for long calls.
-    processes: names of processes that measure it one after the other, each with the compiled code of those before it;
-    none is there at first. Without names: in one process, with the compiled code of all cases. bar: what is aimed at.
+    peers: systems, each with a column that compares. train: loss and backward pass too. repeats: at most so many, for
+    long calls. processes: names of processes that measure it one after the other, each with the compiled code of those
+    before it; none is there at first. Without names: in one process, with the compiled code of all cases. bar: what is
+    aimed at.
     """
 
     name: str
     systems: tuple[str, ...]
-    dim: int = 2
-    width: int = 64
+    peers: tuple[str, ...] = ()
     batch: int = 32
-    saves: int = 2
     train: bool = True
-    stiff: float | None = None
-    steps: int | None = None
     repeats: int = 1_000
     processes: tuple[str, ...] = ()
     bar: str = ""
 
+    @property
+    @abstractmethod
+    def parts(self) -> list[str]:
+        """What is solved, in words."""
+
+    @abstractmethod
+    def suite(self) -> Suite[Any]:
+        """Its problem and its systems."""
+
+    @property
+    def rowwise(self) -> bool:
+        """Whether rows take different numbers of evaluations."""
+        return False
+
     def __str__(self) -> str:
+        return f"{self.name}: {', '.join(self.parts)}" + (f"; bar: {self.bar}" if self.bar else "")
+
+    @property
+    def passes(self) -> str:
+        return "forward, loss, backward" if self.train else "forward only"
+
+
+@dataclass(frozen=True)
+class ODE(Case):
+    """dy/dt = MLP(y) of `dim`-`width`-`width`-`dim`, `batch` rows on [0, 1], read at `saves` times.
+
+    stiff: the last row's rate is this many times the others'. steps: the horizon is instead one that takes about so
+    many steps, and there is no reference.
+    """
+
+    peers: tuple[str, ...] = ("torchdiffeq", "diffrax")
+    dim: int = 2
+    width: int = 64
+    saves: int = 2
+    stiff: float | None = None
+    steps: int | None = None
+
+    @property
+    def parts(self) -> list[str]:
         parts = [f"dim {self.dim}", f"width {self.width}", f"batch {self.batch}", f"{self.saves} save points"]
-        parts.append("forward, loss, backward" if self.train else "forward only")
+        parts += [self.passes]
         parts += [f"one row {self.stiff:g} times as fast"] if self.stiff else []
-        parts += [f"about {self.steps} steps"] if self.steps else []
-        return f"{self.name}: {', '.join(parts)}" + (f"; bar: {self.bar}" if self.bar else "")
+        return parts + ([f"about {self.steps} steps"] if self.steps else [])
+
+    @property
+    def rowwise(self) -> bool:
+        return bool(self.stiff)
+
+    def suite(self) -> Suite[Any]:
+        from benchmarking.ode.suite import SUITE
+
+        return SUITE
+
+
+@dataclass(frozen=True)
+class SDE(Case):
+    """dy = MLP(y) dt + sigmoid(MLP(y)) dW, Itô's, diagonal noise, on [0, `end`] in `steps` steps of `method`.
+
+    Both MLPs are of `dim`-`width`-`dim`; `batch` rows. Every call draws its noise anew, inside the time.
+    """
+
+    method: str = "euler"
+    steps: int = 100
+    end: float = 10.0
+    dim: int = 16
+    width: int = 64
+
+    @property
+    def parts(self) -> list[str]:
+        steps = f"{self.steps} {self.method} steps on [0, {self.end:g}]"
+        return [steps, f"dim {self.dim}", f"width {self.width}", f"batch {self.batch}", "diagonal noise", self.passes]
+
+    def suite(self) -> Suite[Any]:
+        from benchmarking.sde.suite import SUITE
+
+        return SUITE
+
+
+@dataclass(frozen=True)
+class CDE(Case):
+    """dy = tanh(MLP(y)) dX with the MLP of `hidden`-`hidden`-(`hidden` `channels`), `batch` rows.
+
+    X is the cubic with backward differences through `length` knots at 0, 1, ...; solved by `method`: rk4 with a step
+    from each knot to the next, or dopri5.
+    """
+
+    method: str = "rk4"
+    length: int = 100
+    channels: int = 8
+    hidden: int = 32
+
+    @property
+    def parts(self) -> list[str]:
+        path = [f"{self.length} knots", f"{self.channels} channels", f"hidden {self.hidden}", f"batch {self.batch}"]
+        return [self.method, *path, self.passes]
+
+    def suite(self) -> Suite[Any]:
+        from benchmarking.cde.suite import SUITE
+
+        return SUITE
 
 
 CASES = {
     case.name: case
     for case in (
-        Case("train-1", TRAIN, batch=1),
-        Case("train-32", TRAIN),
-        Case("train-32-dense", TRAIN, saves=50),
-        Case("train-512", TRAIN, batch=512),
-        Case("train-wide", TRAIN, dim=64, width=256, batch=512, repeats=10),
-        Case("forward-32", FORWARD, train=False),
-        Case("eager-32", EAGER),
-        Case("stiff-32", STIFF, stiff=500.0, train=False, repeats=5),
-        Case("memory-1000", MEMORY, batch=512, steps=1_000, repeats=2),
-        Case("compile", ("ndeflow",), repeats=2, processes=("compile, cold", "compile, cached"), bar=COMPILING),
-        Case("penalty-32", PENALTY, bar=WEIGHTLESS),
-        Case("penalty-512", PENALTY, batch=512, bar=WEIGHTLESS),
-        Case("tiny", TINY, width=4, batch=2),
+        ODE("train-1", TRAIN, batch=1),
+        ODE("train-32", TRAIN),
+        ODE("train-32-dense", TRAIN, saves=50),
+        ODE("train-512", TRAIN, batch=512),
+        ODE("train-wide", TRAIN, dim=64, width=256, batch=512, repeats=10),
+        ODE("forward-32", FORWARD, train=False),
+        ODE("eager-32", EAGER),
+        ODE("stiff-32", STIFF, stiff=500.0, train=False, repeats=5),
+        ODE("memory-1000", MEMORY, batch=512, steps=1_000, repeats=2),
+        ODE("compile", ("ndeflow",), repeats=2, processes=("compile, cold", "compile, cached"), bar=COMPILING),
+        ODE("penalty-32", PENALTY, bar=WEIGHTLESS),
+        ODE("penalty-512", PENALTY, batch=512, bar=WEIGHTLESS),
+        SDE(
+            "sde-euler",
+            STEPPED,
+            ("torchsde-autograd-interval", "jax-scan-rbg"),
+            batch=256,
+            bar="torchsde 2.4 times as long, JAX's scan 1.2",
+        ),
+        SDE(
+            "sde-euler-unit",
+            UNIT,
+            ("torchsde-autograd-default",),
+            batch=256,
+            end=1.0,
+            repeats=5,
+            bar="torchsde 30 times as long",
+        ),
+        SDE(
+            "sde-milstein",
+            MILSTEIN,
+            ("torchsde-autograd-interval", "jax-scan-rbg"),
+            batch=256,
+            method="milstein",
+            bar="torchsde 3 times as long, JAX's scan 1.5",
+        ),
+        SDE("sde-5000", LONG, ("loop-autograd-randn",), dim=2, steps=5_000, repeats=3),
+        SDE(
+            "sde-50000",
+            LONG,
+            ("loop-autograd-randn",),
+            dim=2,
+            steps=50_000,
+            repeats=2,
+            bar="the loop no faster; at most 12 times sde-5000",
+        ),
+        CDE(
+            "cde-rk4",
+            KNOTS,
+            ("torchcde-autograd", "diffrax-checkpointed", "diffrax-backsolve"),
+            batch=64,
+            bar="torchcde 2 times as long, diffrax checkpointed 1, Backsolve 1 / 1.2",
+        ),
+        CDE(
+            "cde-dopri5",
+            ALONG,
+            ("torchcde-autograd", "torchcde-autograd-jumps", "diffrax-checkpointed", "diffrax-backsolve"),
+            batch=64,
+            method="dopri5",
+            bar="torchcde 5 times as long, diffrax checkpointed 2, Backsolve 1",
+        ),
+        ODE("tiny", TINY, width=4, batch=2),
     )
 }
 DEFAULT = tuple(name for name in CASES if name != "tiny")

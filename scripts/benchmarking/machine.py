@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "torchdiffeq", "torchode", "jax", "diffrax")
+PACKAGES = ("torch", "torchdiffeq", "torchode", "torchsde", "torchcde", "jax", "diffrax")
 BUSY = 0.2  # of all cores, used by others: above it times are not to be trusted
 WINDOW = 0.5  # seconds in which that is measured
 TICKS = Path("/proc/stat")

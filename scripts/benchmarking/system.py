@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from benchmarking.problems import Problem, Result
+import torch
+
+from benchmarking.problem import Problem, Result
+
+P = TypeVar("P", bound=Problem[Any])
 
 
 @dataclass(frozen=True)
@@ -21,10 +27,10 @@ class Cost:
     counted: int | None = None
 
 
-class System(ABC):
+class System(ABC, Generic[P]):
     """One way of solving a problem."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: P) -> None:
         self.problem = problem
 
     @abstractmethod
@@ -35,8 +41,22 @@ class System(ABC):
     def cost(self) -> Cost: ...
 
     @abstractmethod
-    def result(self) -> Result: ...
+    def result(self) -> Result | None:
+        """None where the noise is another than the reference's."""
 
     @abstractmethod
     def kept(self) -> int:
         """Bytes held between the forward and the backward pass, the solution among them, inputs not."""
+
+
+@dataclass(frozen=True)
+class Suite(Generic[P]):
+    """What measures the cases of one kind: their problem, and the systems that solve it, by name.
+
+    bare: of a problem, the call that makes `stages` evaluations of its field without a solver.
+    """
+
+    problem: Callable[[Any, torch.device], P]
+    systems: Mapping[str, Callable[[P], System[P]]]
+    bare: Callable[[P], Callable[[], None]] | None = None
+    stages: int = 1

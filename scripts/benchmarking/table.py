@@ -9,22 +9,22 @@ from benchmarking.cases import PLAIN
 from benchmarking.machine import percent
 from benchmarking.measure import Times
 
-AGAINST = ("torchdiffeq", "diffrax")
 HEADS = (
     *("system", "nfe", "rows", "min ms", "median ms", "iqr ms", "cpu ms", "first s", "first cpu s", "kept MB"),
-    *("error", "gradient", "penalty %", "/ bare field", *(f"{name} /" for name in AGAINST)),
-)
+    *("error", "gradient", "penalty %", "/ bare field"),
+)  # and a column for each peer
 
 
 def table(block: Block) -> str:
     """The case, its rows, and who is absent."""
-    lines = [cells(row, block) for row in block.rows]
+    heads = [*HEADS, *(f"{name} /" for name in block.case.peers)]
+    lines = [heads, *(cells(row, block) for row in block.rows)]
     if block.bare is not None:
         nfe = block.rows[0].cost.nfe
-        lines.append(padded(["bare field", str(nfe), "", *clock(block.bare.scaled(nfe))]))
+        lines.append(padded(["bare field", str(nfe), "", *clock(block.bare.scaled(nfe))], len(heads)))
     title = f"{block.case}; used by others {percent(block.others)}"
     absent = [f"absent: {name} ({reason})" for name, reason in block.absent.items()]
-    return "\n".join([title, *aligned([list(HEADS), *lines]), *absent])
+    return "\n".join([title, *aligned(lines), *absent])
 
 
 def cells(row: Row, block: Block) -> list[str]:
@@ -32,7 +32,7 @@ def cells(row: Row, block: Block) -> list[str]:
     return [
         row.system,
         f"{cost.nfe}+{cost.again}" if cost.again else str(cost.nfe),
-        f"{cost.said or '-'} / {cost.counted or '-'}" if block.case.stiff else "",
+        f"{cost.said or '-'} / {cost.counted or '-'}" if block.case.rowwise else "",
         *clock(row.times),
         f"{row.first:.2f}",
         f"{row.first_cpu:.2f}",
@@ -40,7 +40,7 @@ def cells(row: Row, block: Block) -> list[str]:
         *("" if error is None else f"{error:.1e}" for error in (row.error, row.gradient_error)),
         added(row, block),
         "" if block.bare is None else f"{fastest / (block.bare.minimum * cost.nfe):.2f}",
-        *(ratios(row.times, block.row(name)) for name in AGAINST),
+        *(ratios(row.times, block.row(name)) for name in block.case.peers),
     ]
 
 
@@ -70,8 +70,8 @@ def number(x: float) -> str:
     return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
 
 
-def padded(line: list[str]) -> list[str]:
-    return line + [""] * (len(HEADS) - len(line))
+def padded(line: list[str], length: int) -> list[str]:
+    return line + [""] * (length - len(line))
 
 
 def aligned(lines: Sequence[list[str]]) -> list[str]:

@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 import ndeflow.data
+from ndeflow import resources
 from ndeflow.data import DataModule
 
 FOLDER = Path(__file__).parents[2] / "configs" / "data"
-BUILT_IN = ("files", "archive", "lynx_hare", "influenza", "elnino")
+BUILT_IN = ("files", "archive", "lynx_hare", "influenza", "elnino", "rates", "returns")
 
 
 def keywords(kind: type[DataModule]) -> dict[str, Any]:
@@ -21,6 +22,13 @@ def keywords(kind: type[DataModule]) -> dict[str, Any]:
     options = "options" in own
     every = {**inspect.signature(DataModule).parameters, **own} if options else own
     return {name: parameter.default for name, parameter in every.items() if name != "options"}
+
+
+def test_gaps_are_the_same_data_with_months_hidden() -> None:
+    plain, gaps = (resources.resolved(resources.compose([f"data={name}", "run_dir=x"]))["data"]
+                   for name in ("elnino", "elnino_gaps"))  # fmt: skip
+    assert gaps.pop("seen")["_target_"] == "ndeflow.data.Hidden" and plain.pop("seen") is None
+    assert gaps == plain
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

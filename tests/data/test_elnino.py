@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from ndeflow.data import ElNino, MissingData
+from ndeflow.data import ElNino, Hidden, MissingData
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,47 @@ def test_splits_do_not_share_scored_months() -> None:
     assert data.train.ys[-1, -1, 0] == months[36 * 12 - 1]
     assert data.val.ys[0, -1, 0] == months[36 * 12 + 3] and data.val.ys[-1, -1, 0] == months[45 * 12 - 1]
     assert data.test.ys[0, -1, 0] == months[45 * 12 + 3] and data.test.ys[-1, -1, 0] == months[-1]
+
+
+def test_with_months_hidden_at_random_windows_lie_in_the_years_of_their_split() -> None:
+    data = ElNino(context=24, lead=1, seen=Hidden(0.5), standardise=False)
+    months = data.months().float()
+    for batch, first, end in ((data.train, 0, 36), (data.val, 36, 45), (data.test, 45, 61)):
+        assert len(batch.index) == (end - first) * 12 - 24
+        torch.testing.assert_close(batch.ys[0, :, 0], months[first * 12 : first * 12 + 25])
+        torch.testing.assert_close(batch.ys[-1, :, 0], months[end * 12 - 25 : end * 12])
+        assert batch.ts[0].tolist() == [*range(25)]
+        assert 0.4 < batch.scored.float().mean() < 0.6
+
+
+@pytest.mark.parametrize("time_scale", [1.0, 12.0])
+def test_the_linear_reference_is_the_conditional_gaussian(time_scale: float) -> None:
+    data = ElNino(context=12, lead=2, train_years=59, seen=Hidden(0.5), standardise=False, time_scale=time_scale)
+    months, known, batch = data.months(), 59 * 12, data.test
+    anomaly = months - months[:known].unflatten(0, (-1, 12)).mean(dim=0).repeat(61)
+    variance = anomaly[:known].square().mean()
+    phi = (anomaly[1:known] * anomaly[: known - 1]).mean() / variance
+    places = torch.tensor([*range(12), 13])
+    covariance = variance * phi ** (places[:, None] - places).abs()
+    joint, count = 0.0, 0
+    for row in range(len(batch.index)):  # each hidden month alone with all seen ones: log p(x, seen) - log p(seen)
+        x, seen = anomaly[known + row + places], batch.seen[row, :, 0]
+        for place in batch.scored[row, :, 0].nonzero().flatten().tolist():
+            both = [*seen.nonzero().flatten().tolist(), place]
+            joint += log_density(x[both], covariance[both][:, both]) - log_density(x[seen], covariance[seen][:, seen])
+            count += 1
+    found = data.references()
+    assert found["reference/linear_log_likelihood"] == pytest.approx(joint / count, abs=1e-8)
+    assert 0.1 < found["reference/linear_rmse"] < 1.0
+
+
+def log_density(x: Tensor, covariance: Tensor) -> float:
+    return torch.distributions.MultivariateNormal(torch.zeros_like(x), covariance).log_prob(x).item()
+
+
+def test_the_years_of_validation_must_hold_a_window() -> None:
+    with pytest.raises(ValueError, match="expected data.context .* of at most the 108 validation months"):
+        ElNino(context=108, lead=1, seen=Hidden(0.5)).setup()
 
 
 def test_climatology_is_the_score_of_the_windows_themselves() -> None:

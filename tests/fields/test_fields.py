@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import ndeflow.fields
 from ndeflow.fields.cde import CDEField
 from ndeflow.fields.known import SIR, DampedPendulum, LotkaVolterra, OrnsteinUhlenbeck
+from ndeflow.fields.moments import Moments
 from ndeflow.fields.ode import MLPField
-from ndeflow.fields.sde import DiagonalSDE
+from ndeflow.fields.sde import DiagonalSDE, ScalarSDE
 from ndeflow.numerics.field import SDE
 
 ROWS = 4
@@ -28,6 +29,8 @@ FIELDS: dict[type[nn.Module], list[tuple[Callable[[], nn.Module], int, int]]] = 
     ],
     CDEField: [(lambda: CDEField(3, 2), 3, 0)],
     DiagonalSDE: [(lambda: DiagonalSDE(3), 3, 0), (lambda: DiagonalSDE(3, inputs=2, scale=0.5), 3, 2)],
+    ScalarSDE: [(ScalarSDE, 1, 0), (lambda: ScalarSDE(drift_width=0, diffusion_width=0), 1, 0)],
+    Moments: [(lambda: Moments(ScalarSDE()), 2, 0)],
     LotkaVolterra: [(LotkaVolterra, 2, 0)],
     SIR: [(lambda: SIR(763), 2, 0)],
     DampedPendulum: [(DampedPendulum, 2, 0)],

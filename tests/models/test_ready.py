@@ -1,14 +1,28 @@
 """Every ready model: shapes, gradients, blindness to what it may not see, noise keyed by row."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from ndeflow.models import CDEClassifier, ODEClassifier, ODEForecaster, ODEInterpolator, SDEClassifier, SDEForecaster
+from ndeflow.fields.cde import CDEField
+from ndeflow.models import (
+    CDEClassifier,
+    NeuralCDE,
+    ODEClassifier,
+    ODEForecaster,
+    ODEInterpolator,
+    SDEClassifier,
+    SDEForecaster,
+    path_channels,
+)
 from ndeflow.numerics.adjoint import Checkpointed
+from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.fixed import FixedRungeKutta
+from ndeflow.numerics.rectilinear import Rectilinear
+from ndeflow.numerics.splines import NaturalCubic
 from ndeflow.numerics.stochastic import Stochastic
 from tests.models.series import irregular_batch, take
 
@@ -16,6 +30,12 @@ SMALL = {"hidden": 4, "width": 8}
 MODELS = {
     "cde": lambda **k: CDEClassifier(2, 3, solver=FixedRungeKutta("midpoint"), **SMALL, **k),
     "cde_counts": lambda **k: CDEClassifier(2, 3, counts=True, solver=FixedRungeKutta("rk4"), **SMALL, **k),
+    "cde_rectilinear": lambda **k: CDEClassifier(
+        2, 3, interpolation=Rectilinear.through, counts=True, solver=FixedRungeKutta("rk4"), **SMALL, **k
+    ),
+    "cde_natural": lambda **k: CDEClassifier(
+        2, 3, interpolation=NaturalCubic.through, solver=FixedRungeKutta("rk4"), **SMALL, **k
+    ),
     "ode": lambda **k: ODEClassifier(2, 3, solver=FixedRungeKutta("midpoint"), **SMALL, **k),
     "ode_adaptive": lambda **k: ODEClassifier(2, 3, **SMALL, **k),
     "sde": lambda **k: SDEClassifier(2, 3, draws=2, eval_draws=3, solver=Stochastic(), **SMALL, **k),
@@ -43,6 +63,21 @@ def test_predictions_have_the_shape_of_their_kind(name):
         output = model.train(training)(batch)
         assert output.draws == (name in STOCHASTIC)
         assert output.prediction.shape == ((draws, *expected) if output.draws else expected)
+
+
+def test_a_training_step_is_the_same_compiled(name, traced):
+    found = []
+    for compile in ("off", "on"):
+        model = made(name)
+        model.solver = replace(model.solver or RungeKutta("heun", 1e-2, 1e-2), compile=compile)
+        model.double().reseed(3)
+        batch = irregular_batch()
+        prediction = model(batch._replace(ys=batch.ys.double())).prediction
+        found.append((prediction, torch.autograd.grad(prediction.square().mean(), list(model.parameters()))))
+    (expected, gradients), (prediction, others) = found
+    torch.testing.assert_close(prediction, expected, rtol=1e-12, atol=1e-12)
+    for a, b in zip(others, gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_every_parameter_gets_a_finite_gradient(name):
@@ -119,3 +154,34 @@ def test_forecasts_start_at_the_last_seen_time():
     prediction = model(batch).prediction
     for row, n in enumerate(last.tolist()):
         torch.testing.assert_close(prediction[row, : n + 1], prediction[row, n].expand(n + 1, -1))
+
+
+class Online(NeuralCDE):
+    """A prediction at every observation."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.flow, self.read = CDEField(4, path_channels(2, counts=False), width=8), nn.Linear(4, 2)
+
+    def field(self, t, z):
+        return self.flow(t, z)
+
+    def encode(self, x0, batch):
+        return x0.sum(dim=1, keepdim=True).expand(-1, 4)
+
+    def times(self, path, batch):
+        return path.at_observations()
+
+    def decode(self, zs, batch):
+        return self.read(zs)
+
+
+@pytest.mark.parametrize(("interpolation", "causal"), [(Rectilinear.through, True), (NaturalCubic.through, False)])
+def test_predictions_at_every_observation_know_the_past_alone_where_the_path_does(interpolation, causal):
+    torch.manual_seed(1)
+    model, batch = Online(interpolation=interpolation, solver=FixedRungeKutta()), irregular_batch()
+    later = batch._replace(ys=torch.cat([batch.ys[:, :2], -batch.ys[:, 2:]], dim=1))
+    prediction, other = model(batch).prediction, model(later).prediction
+    assert prediction.shape == (*batch.ts.shape, 2)
+    assert torch.equal(prediction[:, :2], other[:, :2]) == causal
+    assert not torch.equal(prediction[:, 2], other[:, 2])

@@ -59,7 +59,16 @@ def assert_alike(
 ) -> None:
     """Values, counts and the gradients of each loss, compiled against eager."""
     settings = HEUN | settings
-    eager, compiled = (run(RungeKutta(**settings, compile=compile)) for compile in ("off", "on"))
+    assert_same(*(run(RungeKutta(**settings, compile=compile)) for compile in ("off", "on")), inputs, losses)
+
+
+def assert_same(
+    eager: Solution,
+    compiled: Solution,
+    inputs: Sequence[Tensor],
+    losses: Sequence[tuple[Callable[[Solution], Any], float]],
+) -> None:
+    """Values, counts and the gradients of each loss of two solutions."""
     assert apart(compiled.ys.detach(), eager.ys.detach()) < 1e-13
     for name in ("nfe", "accepted", "rejected", "status"):
         assert torch.equal(getattr(compiled.stats, name), getattr(eager.stats, name)), name

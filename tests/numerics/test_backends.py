@@ -287,6 +287,7 @@ def test_what_cannot_be_solved_is_refused_with_the_cure():
         (TorchSDE(), sde(ts=tensor(1.0, 0.0)), "reversed time"),
         (TorchSDE(), sde(noise=None), "noise=Brownian"),
         (TorchSDE(), sde(keep_mesh=True), r"use Stochastic\(\)"),
+        (TorchSDE(adaptive=True), sde(noise=Brownian(3, antithetic=True)), "adaptive=False"),
     ):
         with pytest.raises(ValueError, match=message):
             solver.integrate(problem)

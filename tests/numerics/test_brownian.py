@@ -97,6 +97,30 @@ def test_another_seed_gives_other_noise(other):
     assert abs((a * b).mean()) < 4 / math.sqrt(a.numel())
 
 
+def test_the_numbers_stay_the_same():
+    got = Brownian(7, torch.tensor([5, 2**40])).normals(3, 1, 3, batch=2, **F64)
+    known = [[-0.5150569951505789, -1.7588022421295855, 0.1938854764046072]]
+    known += [[-1.581731478063061, -0.4520864711131342, -1.5741260635875507]]
+    torch.testing.assert_close(got[0], torch.tensor(known, dtype=torch.float64), rtol=1e-14, atol=0)
+
+
+def test_antithetic_paths_are_opposite_in_pairs_that_keys_make_wherever_the_rows_are():
+    index = torch.tensor([6, 7, 2**40 + 1, 2**40, 3])
+    got = Brownian(1, index, antithetic=True).normals(0, 20, 3, batch=5, **F64)
+    plain = Brownian(1, index >> 1).normals(0, 20, 3, batch=5, **F64)
+    assert torch.equal(got, plain * torch.tensor([1, -1, -1, 1, -1])[:, None])
+    assert torch.equal(got[:, 3:], Brownian(1, index[3:], antithetic=True).normals(0, 20, 3, batch=2, **F64))
+    pairs = Brownian(1, antithetic=True).normals(0, 20, 3, batch=4, **F64)
+    assert torch.equal(pairs[:, 0::2], -pairs[:, 1::2]) and not torch.equal(pairs[:, 0], pairs[:, 2])
+
+
+def test_negative_keys_are_keys_like_others():
+    z = Brownian(1, torch.tensor([-1, 0, 1])).normals(0, 200, 10, batch=3, **F64).transpose(0, 1).flatten(1)
+    assert (z @ z.T / z.shape[1] - torch.eye(3)).abs().max() < 5 * math.sqrt(2 / z.shape[1])
+    pairs = Brownian(1, torch.tensor([-2, -1, 0]), antithetic=True).normals(0, 20, 3, batch=3, **F64)
+    assert torch.equal(pairs[:, 0], -pairs[:, 1]) and not torch.equal(pairs[:, 0].abs(), pairs[:, 2].abs())
+
+
 def test_no_steps_give_an_empty_tensor():
     assert Brownian(1).normals(0, 0, 3, batch=2, **F64).shape == (0, 2, 3)
 

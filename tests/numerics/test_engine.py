@@ -295,3 +295,30 @@ def test_shape_branches_get_a_second_program_and_then_none():
         assert_right(field, rows)
     (entry,) = account(field).entries.values()
     assert [p is None for p in entry.programs["halves", False]] == [False, False, True]
+
+
+class Encoded(nn.Module):
+    """A field that owns what its start, its context and its times are made with, as a model's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.encoder, self.inner = nn.Linear(2, 2).double(), nn.Linear(2, 2).double()
+        self.end = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+    def forward(self, t: Tensor, y: Tensor, context: Tensor) -> Tensor:
+        return torch.tanh(self.inner(y)) + context
+
+
+@pytest.mark.parametrize("free_end", [False, True])
+def test_what_the_start_is_made_with_may_belong_to_the_field(traced, free_end) -> None:
+    field, gradients = Encoded(), []
+    for solver in (OFF, ON):
+        y0 = field.encoder(torch.linspace(-1, 1, 6, dtype=torch.float64).view(3, 2)).sin()
+        ts = torch.stack([torch.zeros_like(field.end), field.end.exp() if free_end else field.end.detach()])
+        solution = solve(field, y0, ts, solver=solver, context=y0.cos())
+        found = torch.autograd.grad(solution.ys.square().sum(), list(field.parameters()), allow_unused=not free_end)
+        gradients.append([x for x in found if x is not None])
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)

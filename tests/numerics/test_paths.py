@@ -8,9 +8,12 @@ import torch
 from scipy.interpolate import CubicHermiteSpline, interp1d
 from torch import Tensor
 
-from ndeflow.numerics.paths import Hermite, Linear, Piece, augment, filled
+from ndeflow.numerics.observations import augment, filled
+from ndeflow.numerics.paths import Hermite, Linear, Piece, Piecewise
+from ndeflow.numerics.splines import NaturalCubic
 
-KINDS = pytest.mark.parametrize("kind", [Linear, Hermite])
+KINDS = pytest.mark.parametrize("kind", [Linear, Hermite, NaturalCubic])
+AHEAD = pytest.mark.parametrize("kind", [Linear, Hermite])  # no further than to the next observation
 ROWS, TIMES, CHANNELS = 3, 8, 2
 
 
@@ -32,12 +35,12 @@ def inside(ts: Tensor, fraction: float) -> Tensor:
     return ts[:, :-1] + fraction * ts.diff(dim=1)
 
 
-def read(path: Linear | Hermite, times: Tensor) -> Tensor:
+def read(path: Piecewise, times: Tensor) -> Tensor:
     """(B, M, C): the path at times (B, M)."""
     return torch.stack([path.value(times[:, m : m + 1]) for m in range(times.shape[1])], dim=1)
 
 
-def read_slope(path: Linear | Hermite, times: Tensor) -> Tensor:
+def read_slope(path: Piecewise, times: Tensor) -> Tensor:
     return torch.stack([path.derivative(times[:, m : m + 1]) for m in range(times.shape[1])], dim=1)
 
 
@@ -138,7 +141,7 @@ def test_gradients_of_values_and_times_are_exact(kind):
     assert torch.autograd.gradcheck(through, (ts.requires_grad_(), xs.requires_grad_()))
 
 
-@KINDS
+@AHEAD
 def test_the_future_beyond_the_next_observation_is_not_read(kind):
     ts, xs = irregular(), values()
     changed = torch.cat([xs[:, :5], 100 * values(times=TIMES - 5)], dim=1)
@@ -149,7 +152,7 @@ def test_the_future_beyond_the_next_observation_is_not_read(kind):
     assert not read(before, inside(ts, 0.5)[:, 4:5]).equal(read(after, inside(ts, 0.5)[:, 4:5]))
 
 
-@KINDS
+@AHEAD
 def test_missing_values_are_those_of_a_path_through_the_rest(kind):
     ts, xs = irregular(1), values(1, channels=1)
     mask = torch.tensor([True, False, True, True, False, False, True, True]).view(1, -1, 1)

@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused_with_the_cure():
         with pytest.raises(ValueError, match=r"coupling in \(0, 1\]"):
             Reversible(coupling)
     walk = Walk(noise_type="diagonal", sde_type="ito", noise_size=2)
-    with pytest.raises(ValueError, match=r"got an SDE; use Checkpointed"):
+    with pytest.raises(ValueError, match=r"expected Stochastic\('reversible_heun'\) .* or Checkpointed\(\)"):
         solve(walk, start(), TS, adjoint=Reversible())
     with pytest.raises(ValueError, match=r"expected RungeKutta or FixedRungeKutta .* got Stochastic; use Checkpointed"):
         solve(Net(), start(), TS, adjoint=Reversible(), solver=Stochastic())

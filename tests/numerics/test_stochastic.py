@@ -184,6 +184,17 @@ def test_rows_do_not_depend_on_the_split_of_the_batch(method, sde_type, noise_ty
     torch.testing.assert_close(part, whole[2:4], rtol=1e-13, atol=1e-13)
 
 
+def test_antithetic_rows_move_opposite_and_compiled_steps_make_the_same_noise():
+    y0, index = torch.zeros(4, 2, dtype=F64), torch.tensor([6, 9, 7, 8])
+    solver, noise = Stochastic("euler", 3), Brownian(3, index, antithetic=True)
+    problem = Problem(Free(2), y0, tensor(0.0, 1.0, 3.0), noise=noise)
+    ys = solver.integrate(problem).ys
+    assert torch.equal(ys[:2], -ys[[2, 3]]) and ys[:, -1].all()
+    system = solver.system(problem)
+    drawn, numbers = solver.noises(system, 3), solver.numbers(system, 3, 3)[0]
+    assert all(torch.equal(solver.noise(system, numbers, j, y0), drawn[j]) for j in range(3))
+
+
 @pytest.mark.parametrize(("method", "sde_type", "noise_type"), LEGAL)
 def test_checkpointed_gradients_are_those_of_the_recorded_solve(method, sde_type, noise_type):
     results = []

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from ndeflow.contracts import DataSpec, Output
+from ndeflow.contracts import DataSpec, Gaussian, Output
 from ndeflow.metrics import Averages
-from ndeflow.tasks.losses import CRPS, LogSquaredError, SquaredError, average
+from ndeflow.tasks.losses import CRPS, GaussianNLL, LogSquaredError, SquaredError, average
 
 SPEC = DataSpec(channels=("a", "b"), mean=(10.0, 20.0), std=(2.0, 4.0))
 
@@ -62,3 +62,25 @@ def test_crps_refuses_a_single_prediction():
     ys = torch.zeros(1, 1, 1)
     with pytest.raises(ValueError, match="expected at least two draws"):
         CRPS()(Output(ys), ys, ys, SPEC)
+
+
+def test_the_normal_likelihood_is_of_densities_in_data_units():
+    prediction, ys, weights = example()
+    std = prediction.exp()
+    output = Gaussian(prediction, std=std)
+    scale = torch.tensor(SPEC.std, dtype=torch.float64)
+    normal = torch.distributions.Normal(prediction * scale, std * scale)
+    expected = -normal.log_prob(ys * scale)[weights > 0].mean()
+    averages = Averages()
+    averages.add(GaussianNLL().metrics(output, ys, weights, SPEC))
+    assert averages.compute()["nll"] == pytest.approx(expected.item())
+    inside = (normal.cdf(ys * scale) - 0.5).abs() <= 0.45
+    assert averages.compute()["coverage90"] == pytest.approx(inside[weights > 0].double().mean().item())
+    own = -torch.distributions.Normal(prediction, std).log_prob(ys)[weights > 0].mean()
+    torch.testing.assert_close(GaussianNLL()(output, ys, weights, SPEC), own)
+
+
+def test_the_normal_likelihood_needs_a_standard_deviation():
+    prediction, ys, weights = example()
+    with pytest.raises(ValueError, match="expected normal distributions for GaussianNLL"):
+        GaussianNLL()(Output(prediction), ys, weights, SPEC)

@@ -1,16 +1,17 @@
-"""The problem that all systems of a case solve, with the same weights, and its reference."""
+"""An ordinary differential equation, and its reference."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchdiffeq
 from torch import Tensor, nn
 
-from benchmarking.cases import Case
+from benchmarking.cases import ODE
+from benchmarking.problem import Problem, Result, flat, loss
 from ndeflow import RungeKutta, solve
 
 TOLERANCE = 1e-4  # relative and absolute, of every system
@@ -34,19 +35,13 @@ class Field(nn.Module):
         return dy if rate is None else rate * dy
 
 
-class Result(NamedTuple):
-    """The end state (B, dim) and, of a case that trains, the gradient of all parameters (P,); float64, on the CPU."""
+class ODEProblem(Problem[ODE]):
+    """rate: (B, 1), or None."""
 
-    y: Tensor
-    gradient: Tensor | None
+    field: Field
 
-
-class Problem:
-    """A case's tensors on a device: field, y0 (B, dim), ts (T,), and rates (B, 1) or None."""
-
-    def __init__(self, case: Case, device: torch.device) -> None:
-        torch.manual_seed(0)
-        self.case, self.device = case, device
+    def __init__(self, case: ODE, device: torch.device) -> None:
+        super().__init__(case, device)
         self.field = Field(case.dim, case.width).to(device)
         self.y0 = torch.randn(case.batch, case.dim).to(device)
         self.rate: Tensor | None = None
@@ -83,12 +78,3 @@ class Problem:
                 trial = solve(self.field, self.y0, torch.tensor([0.0, end], device=self.device), solver=solver)
             end *= (self.case.steps or 1) / int(trial.stats.accepted[0])
         return end
-
-
-def loss(ys: Tensor) -> Tensor:
-    return ys.square().mean()
-
-
-def flat(tensors: Iterable[Tensor | None]) -> Tensor:
-    """One vector in float64 on the CPU."""
-    return torch.cat([x.detach().double().cpu().flatten() for x in tensors if x is not None])

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from benchmarking.measure import kept_bytes
-from benchmarking.problems import Problem, loss
-from benchmarking.systems_torch import Ndeflow
+from benchmarking.ode.problem import ODEProblem
+from benchmarking.ode.systems import Ndeflow
+from benchmarking.problem import loss
 from ndeflow import Direct, Solution
 from ndeflow.contracts import Output, Solved
 from ndeflow.regularizers import GlobalError
@@ -17,7 +18,7 @@ from ndeflow.regularizers import GlobalError
 class Penalized(Ndeflow):
     """ndeflow; the loss has 0 times a penalty of the solution added to it."""
 
-    def __init__(self, problem: Problem, penalty: Callable[[Solution], Tensor], compile: str) -> None:
+    def __init__(self, problem: ODEProblem, penalty: Callable[[Solution], Tensor], compile: str) -> None:
         super().__init__(problem, Direct, compile)
         self.penalty = penalty
 
@@ -32,7 +33,7 @@ class Penalized(Ndeflow):
 
     def _terms(self) -> tuple[Tensor, Tensor]:
         """The states, and the loss."""
-        solution = self._solution(slice(None))
+        solution = self.solution()
         return solution.ys, loss(solution.ys) + 0.0 * self.penalty(solution)
 
 

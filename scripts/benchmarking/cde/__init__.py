@@ -1,0 +1,1 @@
+"""The cases of controlled differential equations."""

@@ -1,0 +1,1 @@
+"""The cases of stochastic differential equations."""
