@@ -136,9 +136,8 @@ class AdaptiveForm(Form):
 class FixedForm(Form):
     """Of a fixed-step solver, so many steps at a time; more is the noise: the number of a step, seed and index."""
 
-    def __init__(self, solver: Chunked, system: InitialValue) -> None:
-        noise = next(iter(solver.noises(system, 0)))
-        super().__init__(solver.carries, len(noise or ()), solver.evaluations)
+    def __init__(self, solver: Chunked) -> None:
+        super().__init__(solver.carries, solver.base.randoms, solver.evaluations)
         self.solver = solver
 
     @property

@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -104,6 +104,7 @@ class FixedMarching(Marching):
     """
 
     steps: int
+    randoms: ClassVar[int] = 0  # how many tensors `numbers` gives for a step
 
     @property
     def carries(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,6 +123,8 @@ class Stochastic(FixedMarching):
     steps: int = 1
     compile: str = "auto"
     compile_after: int = 100_000
+
+    randoms: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         check_choice(self.compile)
