@@ -14,8 +14,6 @@ from ndeflow.numerics import replay
 from ndeflow.numerics.form import Form
 from ndeflow.numerics.system import InitialValue
 
-Function = Callable[..., list[Tensor]]
-
 
 class Holder(nn.Module):
     """A field and the integrands of a solve as one module, whose tensors can be replaced for the time of a call."""
