@@ -13,7 +13,7 @@ from torch import Tensor
 
 WORD = 0xFFFFFFFF
 WORDS = 4
-MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+MULTIPLIERS = (0xD2511F53 - 2**32, 0xCD9E8D57 - 2**32)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 CHUNK = 1 << 18
@@ -25,14 +25,15 @@ def philox(counter: Sequence[Any], key: Sequence[Any]) -> list[Any]:
     """Philox4x32-10: four pseudo-random 32-bit words for each four-word counter.
 
     counter: four int64 tensors of 32-bit values that broadcast together, or four integers. key: two 32-bit integers,
-    or 0-dim tensors. Returns four words as `counter` has them. int64 products wrap, which leaves both halves right.
+    or 0-dim tensors. Returns four words as `counter` has them. The multipliers are less 2^32, so that no product
+    overflows, which compiled code must not do: the low half is the same, the high half less by the factor.
     Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3", §3.3.
     """
     a, b, c, d = counter
     for i in range(ROUNDS):
         k0, k1 = ((word + i * weyl) & WORD for word, weyl in zip(key, WEYL, strict=True))
         p, q = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
-        a, b, c, d = (q >> 32 & WORD) ^ b ^ k0, q & WORD, (p >> 32 & WORD) ^ d ^ k1, p & WORD
+        a, b, c, d = (q >> 32) + c & WORD ^ b ^ k0, q & WORD, (p >> 32) + a & WORD ^ d ^ k1, p & WORD
     return [a, b, c, d]
 
 
@@ -60,7 +61,8 @@ def row_normals(
     quads = torch.arange(-(-size // WORDS), device=index.device)
     opposite = (index >> 63)[:, None]
     own = index[:, None] ^ opposite
-    a, b, c, d = philox((first + quads, own & WORD, own >> 32, last), key)
+    # & WORD: the compiler would multiply the numbers of quads, but not words, in 32 bits
+    a, b, c, d = philox((first + quads & WORD, own & WORD, own >> 32, last), key)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     normals = torch.stack((*box_muller(a, b, wide), *box_muller(c, d, wide)), dim=-1)
     return (normals.flatten(-2)[..., :size] * (opposite | 1)).to(dtype)

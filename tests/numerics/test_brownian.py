@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 import torch
 
-from ndeflow.numerics.brownian import BLOCK, CHUNK, WORD, Brownian, Path, box_muller, philox
+from ndeflow.numerics.brownian import BLOCK, CHUNK, WORD, Brownian, Path, box_muller, philox, step_normals
+from ndeflow.numerics.compiled import Program
+from ndeflow.numerics.rewrites import FORWARD
 
 F64 = {"dtype": torch.float64, "device": torch.device("cpu")}
 
@@ -145,3 +148,18 @@ def test_a_path_walks_forwards_and_backwards_over_the_same_normals():
     path = Path(Brownian(1), 3, total, batch=4, **F64)
     whole = Brownian(1).normals(0, total, 3, batch=4, **F64)
     assert all(torch.equal(path(n), whole[n]) for n in [*range(total), *reversed(range(total)), 5, 130, 64])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # of torch's own, while it is imported
+@pytest.mark.parametrize("size", [3, 16])
+def test_machine_code_makes_the_same_numbers_whatever_the_words(size):
+    def normals(step, low, high, index):
+        return [step_normals((low, high), index, step, size, torch.float64)]
+
+    index = torch.arange(8)
+    program = Program(normals, [torch.tensor(0), torch.tensor(0), torch.tensor(0), index], [False] * 3 + [True], FORWARD)
+    for words in ((0, 0, 3_000_000_000), (0, WORD, WORD - 4), (2**31 + 5, 3_000_000_000, 7)):
+        given = [*map(torch.tensor, words), index]
+        for a, b in zip(program(given), normals(*given), strict=True):
+            assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)
