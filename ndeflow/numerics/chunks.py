@@ -53,7 +53,7 @@ class Chunked(FixedMarching):
     def cut(self, problem: Problem) -> Segments:
         return self.base.cut(problem)
 
-    def begin(self, system: System, t: Tensor, z: Tensor, slope: Tensor) -> Any:
+    def begin(self, system: System, t: Tensor, z: Tensor, slope: Tensor | None) -> Any:
         return self.base.begin(system, t, z, slope)
 
     def noises(self, system: System, first: int) -> Sequence[Any]:
@@ -78,7 +78,7 @@ class Chunked(FixedMarching):
     @torch.no_grad()
     def inside(self, leg: System, trace: Trace, n: int) -> Iterator[tuple[float, float, Step]]:
         node: Node = trace.nodes[n]
-        carry = self.begin(leg, leg.start, node.z, leg.slope(node.z)) if node.fresh else node.carry
+        carry = self.begin(leg, leg.start, node.z, None) if node.fresh else node.carry
         step, dtheta = Step(node.z, None, None, None, None, carry), node.dtheta / self.size
         for j in range(self.size):
             step = self._part(leg, *leg.moment(node.theta, node.dtheta), step, node.noise, j)

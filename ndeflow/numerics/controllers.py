@@ -31,7 +31,7 @@ class Controller(ABC):
             )
 
     @final
-    def factor(self, ratio: float, previous: float, order: int) -> float:
+    def factor(self, ratio: float, previous: float, order: float) -> float:
         """ratio: this step's error, accepted if <= 1. previous: the last accepted one's, 1 at first. order: of the
         error, one more than the less accurate method's."""
         if not math.isfinite(ratio):
@@ -42,7 +42,7 @@ class Controller(ABC):
         return min(self.largest, max(self.smallest, self.safety * power))
 
     @final
-    def factors(self, ratio: Tensor, previous: Tensor, order: int) -> Tensor:
+    def factors(self, ratio: Tensor, previous: Tensor, order: float) -> Tensor:
         """`factor` of each row: all (B,)."""
         ratio = ratio.nan_to_num(nan=math.inf, posinf=math.inf)
         accepted = self._power(ratio, previous.clamp(min=LEAST), order)

@@ -26,6 +26,7 @@ SAID = {
     "halves": "step and gradient",
     "begin": "first slope",
     "undo": "step back",
+    "normals": "noise",
     "begin_product": "gradient of the first slope",
 }  # where a name is not plain enough
 VARIANTS = 2  # programs of one function, beside those for a single row: a field may branch on shapes once
@@ -139,7 +140,7 @@ class Engine(Stepper):
         moving = number(float(leg.moving), z.device)
         inputs = [leg.start.detach(), leg.length.detach(), moving, z, *self.constants]
         found, dtheta = self._run("start", leg, inputs)
-        leg.count(2)
+        leg.count(self.form.starting)
         return found, dtheta
 
     def begin(self, leg: Any, z: Tensor, slope: Tensor | None) -> Any:
@@ -162,6 +163,9 @@ class Engine(Stepper):
         leg.count(self.form.evaluations)
         before, *carry = self._run("undo", leg, self._inputs(t, h, z, carry, noise))
         return before, replay.packed(carry)
+
+    def normals(self, leg: Any, word: Tensor, place: Tensor, low: Tensor, high: Tensor, index: Tensor) -> Any:
+        return self._run("normals", leg, [word, place, low, high, index])
 
     def take(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any = None) -> Kept:
         """What a step keeps for its product, by taking it again."""
@@ -231,9 +235,8 @@ class Engine(Stepper):
 
     def _inputs(self, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any) -> list[Tensor]:
         """What a step is about."""
-        if self.form.carries:
-            return [t, h, z, *replay.carried(carry), *(noise or ()), *self.constants]
-        return [t, h, z, *(noise or ()), *self.constants]
+        carry = carry if self.form.carries else None
+        return [t, h, z, *replay.carried(carry), *replay.carried(noise), *self.constants]
 
     def _late(
         self, leg: InitialValue, states: Sequence[Tensor], ends: Sequence[Tensor | None], inner: Sequence[Tensor | None]

@@ -1,4 +1,4 @@
-"""Adaptive explicit Runge-Kutta methods: one step, the first step's size, and the loop."""
+"""Adaptive explicit Runge-Kutta methods: one step, and the first step's size."""
 
 from __future__ import annotations
 
@@ -10,26 +10,21 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.compilation import check_choice, stepper_for
-from ndeflow.numerics.controllers import Controller, I
+from ndeflow.numerics.adaptive import Adaptive
+from ndeflow.numerics.compilation import stepper_for
 from ndeflow.numerics.field import SDE
-from ndeflow.numerics.form import AdaptiveForm
-from ndeflow.numerics.marching import Marching
+from ndeflow.numerics.form import PairForm
 from ndeflow.numerics.norms import stacked_norms
-from ndeflow.numerics.pacing import Pace, Rules, Shared
-from ndeflow.numerics.persample import PerSample
 from ndeflow.numerics.segments import Segments, adaptive_segments
-from ndeflow.numerics.solution import NON_FINITE, SolveError, Step
+from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stages import combine, hermite_mid, stages
-from ndeflow.numerics.stepper import Eager, Stepper
 from ndeflow.numerics.system import InitialValue, System
 from ndeflow.numerics.tableaus import PAIRS, Tableau
-from ndeflow.numerics.trace import Trace, partial
 
 
 @final
 @dataclass(frozen=True)
-class RungeKutta(Marching):
+class RungeKutta(Adaptive):
     """An adaptive explicit Runge-Kutta pair, first same as last, with dense output.
 
     method: "heun" 2(1), "bosh3" 3(2), "dopri5" 5(4) or "tsit5" 5(4). batching: "shared", one step for all rows, is
@@ -58,55 +53,27 @@ class RungeKutta(Marching):
     """
 
     method: str = "dopri5"
-    rtol: float = 1e-4
-    atol: float = 1e-4
-    controller: Controller = I()
-    max_steps: int = 10_000
-    compile: str = "auto"
-    compile_after: int = 100_000
-    batching: str = "shared"
-    on_failure: str = "raise"
-
-    def __post_init__(self) -> None:
-        if self.method not in PAIRS:
-            raise ValueError(f"expected method {', '.join(PAIRS)}, got {self.method!r}")
-        if not (0 <= self.rtol < math.inf and 0 < self.atol < math.inf):
-            raise ValueError(f"expected finite rtol >= 0 and atol > 0, got rtol {self.rtol}, atol {self.atol}")
-        check_choice(self.compile)
-        if self.max_steps < 1:
-            raise ValueError(f"expected max_steps of at least 1, got {self.max_steps}")
-
-        if self.batching not in ("shared", "per_sample"):
-            raise ValueError(f"expected batching shared or per_sample, got {self.batching!r}")
-        if self.on_failure not in ("raise", "mask"):
-            raise ValueError(f"expected on_failure raise or mask, got {self.on_failure!r}")
-        if self.on_failure == "mask" and not self.apart:
-            raise ValueError(
-                "expected batching=per_sample for on_failure=mask, got shared, whose rows fail together; set "
-                "batching=per_sample, or on_failure=raise"
-            )
 
     @property
-    def apart(self) -> bool:
-        return self.batching == "per_sample"
+    def methods(self) -> tuple[str, ...]:
+        return tuple(PAIRS)
+
+    @property
+    def order(self) -> float:
+        return self.tableau.error_order + 1
+
+    @property
+    def stiffness(self) -> bool:
+        return self.tableau.stiffness
 
     @property
     def tableau(self) -> Tableau:
         return PAIRS[self.method]
 
-    @property
-    def rules(self) -> Rules:
-        return Rules(self.controller, self.tableau.error_order + 1, self.max_steps, self.method)
-
     def check(self, problem: Problem) -> None:
         if isinstance(problem.field, SDE):
             raise ValueError("expected an ODE for RungeKutta, got an SDE; use solver=Stochastic()")
-        eps = torch.finfo(problem.y0.dtype).eps
-        if max(self.rtol, self.atol) < 10 * eps:
-            raise ValueError(
-                f"expected a tolerance of at least {10 * eps:.1e} for {problem.y0.dtype}, got rtol {self.rtol:.1e}, "
-                f"atol {self.atol:.1e}; raise it or solve in float64"
-            )
+        super().check(problem)
 
     def cut(self, problem: Problem) -> Segments:
         return adaptive_segments(problem)
@@ -124,46 +91,14 @@ class RungeKutta(Marching):
         elif system.dense:
             mid = reached = hermite_mid(z, z1, h, ks[0], ks[-1])
         judged = torch.add(error, reached.detach(), alpha=0)  # non-finite where the step's result is
-        ratio, stiffness = system.size(self._scaled(system, z, z1, judged), judged), None
+        ratio, stiffness = self.ratio(system, z, z1, judged), None
         if tableau.stiffness:
             stiffness = _stiffness(*map(system.judged, (*ks[-2:], *points[-2:])))
         return Step(z1, error, ratio, stiffness, mid, ks[-1])
 
     def engage(self, system: InitialValue, recording: bool, keeping: bool) -> Self:
-        system.engine = stepper_for(self, AdaptiveForm(self), system, recording, keeping)
+        system.engine = stepper_for(self, PairForm(self), system, recording, keeping)
         return self
-
-    def march(self, system: System) -> Trace:
-        stepper = system.engine or Eager(self, system)
-        z, slope = stepper.open()
-        trace = Trace(z, apart=self.apart, estimated=(True, self.tableau.stiffness))
-        try:
-            self._cross(system, stepper, self._pace(stepper, trace), slope)
-        except SolveError as error:
-            if isinstance(system, InitialValue) and error.status is not None and not (error.status == NON_FINITE).any():
-                error.partial = partial(self, system, trace)
-            raise
-        stepper.close()
-        trace.nfe = system.evaluations() if self.apart else system.calls
-        return trace
-
-    def _cross(self, system: System, stepper: Stepper, pace: Pace, slope: Tensor | None) -> None:
-        for leg in system.legs():
-            pace.enter(leg, slope)
-            slope = None
-            while pace.open:
-                t, h = pace.attempt()
-                pace.take(stepper.step(pace.leg, t, pace.z, h, pace.carry))
-
-    def _pace(self, stepper: Stepper, trace: Trace) -> Pace:
-        if self.apart:
-            return PerSample(self.rules, stepper, trace, self.on_failure == "mask")
-        return Shared(self.rules, stepper, trace)
-
-    def _scaled(self, system: System, z0: Tensor, z1: Tensor, error: Tensor) -> Tensor:
-        """e / (atol + rtol max(|z0|, |z1|)) over the judged part; the scale is a constant for autograd."""
-        size = torch.maximum(system.judged(z0.detach()).abs(), system.judged(z1.detach()).abs())
-        return system.judged(error) / (size * self.rtol + self.atol)
 
     @torch.no_grad()
     def start(self, leg: System, z: Tensor, slope: Tensor) -> Tensor:
@@ -175,23 +110,18 @@ class RungeKutta(Marching):
         length = leg.length.to(z.dtype.to_real())
         rate = length * slope
         scale = leg.judged(z).abs() * self.rtol + self.atol
-        d0, d1 = (self._norm(leg, x, scale) for x in (z, rate))
+        d0, d1 = (self.norm(leg, x, scale) for x in (z, rate))
         h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, (0.01 * d0 / d1).clamp(max=1.0))
         ahead = leg.column(h0)
         t = leg.start + leg.length * ahead
         change = length * (leg(t.to(length.dtype), z + ahead.to(length.dtype) * rate) - slope)
-        d2 = self._norm(leg, change, scale) / h0
+        d2 = self.norm(leg, change, scale) / h0
         steepest = torch.where(d2.isfinite(), torch.maximum(d1, d2), math.inf)
         least = h0 * 1e-3
-        h1 = (0.01 / steepest) ** (1 / self.rules.order)
+        h1 = (0.01 / steepest) ** (1 / self.order)
         h1 = torch.where(steepest <= 1e-15, least.clamp(min=1e-6), h1)
         dtheta = torch.minimum(100 * h0, torch.maximum(h1, least)).clamp(max=1.0)
         return torch.where((d0 + d1).isfinite(), dtheta, math.nan)
-
-    def _norm(self, leg: System, z: Tensor, scale: Tensor) -> Tensor:
-        """The root mean square of each row's judged part of z, or over the rows that move, as wide as times are."""
-        sizes = leg.size(leg.judged(z) / scale, z).to(leg.start.dtype)
-        return sizes if self.apart else torch.linalg.vector_norm(sizes) / leg.moving**0.5
 
 
 def stiffness_floor(dtype: torch.dtype) -> float:

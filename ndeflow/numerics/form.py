@@ -16,6 +16,7 @@ from ndeflow.numerics.solution import Step
 from ndeflow.numerics.system import InitialValue
 
 if TYPE_CHECKING:
+    from ndeflow.numerics.adaptive_stochastic import AdaptiveStochastic
     from ndeflow.numerics.chunks import Chunked
     from ndeflow.numerics.explicit import RungeKutta
     from ndeflow.numerics.stepper import Stepper
@@ -27,10 +28,11 @@ class Form(ABC):
     """A step as a function of t, h, z, the tensors of its carry, and of more that never needs a gradient.
 
     It gives y, the tensors of the new carry, and what else a `Step` holds. carries: tensors of a carry. more: the
-    arguments that follow it. evaluations: of the field, in a step.
+    arguments that follow it. evaluations: of the field, in a step. starting: in an adaptive solver's `start`.
     """
 
     solver: Any
+    starting: int = 0
 
     def __init__(self, carries: int, more: int, evaluations: int) -> None:
         self.carries, self.about, self.evaluations = carries, 3 + carries + more, evaluations
@@ -87,20 +89,36 @@ class Form(ABC):
         """What a step gave, by its names."""
 
 
-@final
 class AdaptiveForm(Form):
-    """Of an adaptive Runge-Kutta pair; the carry is dz/dt, the constants are its tolerances."""
+    """Of an adaptive solver; the constants are its tolerances."""
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        return type(self), self.solver.method, self.solver.batching
+
+    def constants(self, system: InitialValue) -> list[Tensor]:
+        return [number(x, system.problem.y0.device) for x in (self.solver.rtol, self.solver.atol)]
+
+    def begin(self, leg: InitialValue, t: Tensor, z: Tensor) -> list[Tensor]:
+        return [leg(t.to(z.dtype.to_real()), z)]
+
+    def tolerant(self, rtol: Tensor, atol: Tensor) -> Any:
+        """The solver with tolerances that are tensors."""
+        solver = copy.copy(self.solver)
+        object.__setattr__(solver, "rtol", rtol)
+        object.__setattr__(solver, "atol", atol)
+        return solver
+
+
+@final
+class PairForm(AdaptiveForm):
+    """Of an adaptive Runge-Kutta pair; the carry is dz/dt."""
+
+    starting = 2
 
     def __init__(self, solver: RungeKutta) -> None:
         super().__init__(carries=1, more=2, evaluations=len(solver.tableau.c) - 1)
         self.solver = solver
-
-    @property
-    def key(self) -> tuple[Hashable, ...]:
-        return self.solver.method, self.solver.batching
-
-    def constants(self, system: InitialValue) -> list[Tensor]:
-        return [number(x, system.problem.y0.device) for x in (self.solver.rtol, self.solver.atol)]
 
     def inner(self, dense: bool) -> list[int]:
         return [RATIO, *[STIFFNESS] * self.solver.tableau.stiffness, *[MID] * dense]
@@ -113,9 +131,6 @@ class AdaptiveForm(Form):
         step = self.tolerant(rtol, atol).advance(leg, t, z, h, carry)
         return [x for x in (step.y, step.carry, step.ratio, step.stiffness, step.mid) if x is not None]
 
-    def begin(self, leg: InitialValue, t: Tensor, z: Tensor) -> list[Tensor]:
-        return [leg(t.to(z.dtype.to_real()), z)]
-
     def probe(self, system: InitialValue) -> list[Tensor]:
         return [system.open()[1]]
 
@@ -124,12 +139,40 @@ class AdaptiveForm(Form):
         mid = rest.pop() if dense else None
         return Step(y, None, ratio, rest.pop() if rest else None, mid, carry, kept)
 
-    def tolerant(self, rtol: Tensor, atol: Tensor) -> Any:
-        """The solver with tolerances that are tensors."""
-        solver = copy.copy(self.solver)
-        object.__setattr__(solver, "rtol", rtol)
-        object.__setattr__(solver, "atol", atol)
-        return solver
+
+@final
+class StochasticForm(AdaptiveForm):
+    """Of an adaptive solver of SDEs; more is the noise of a step."""
+
+    starting = 3
+
+    def __init__(self, solver: AdaptiveStochastic) -> None:
+        super().__init__(carries=0, more=3, evaluations=solver.evaluations)
+        self.solver = solver
+
+    def inner(self, dense: bool) -> list[int]:
+        return [RATIO]
+
+    def first(self, engine: Stepper, leg: Any, z: Tensor) -> tuple[Any, Any]:
+        zero = leg.index.new_zeros(())
+        place = torch.zeros_like(leg.index) if self.solver.apart else zero
+        engine.start(leg, z, None)
+        normals = engine.normals(leg, zero, place, zero, zero, leg.index)
+        return None, normals[0] if self.solver.parts == 1 else torch.stack([*normals], dim=1)
+
+    def step(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
+        noise, rtol, atol = rest
+        step = self.tolerant(rtol, atol).advance(leg, t, z, h, None, noise)
+        return [step.y, step.ratio]
+
+    def probe(self, system: InitialValue) -> list[Tensor]:
+        z, slope = system.open()
+        leg = system.at(system.segments.first)
+        return [slope, leg.diffusion(leg.start.to(z.dtype), z)]
+
+    def result(self, results: Sequence[Tensor], dense: bool, kept: Any) -> Step:
+        y, ratio = results
+        return Step(y, None, ratio, None, None, None, kept)
 
 
 @final

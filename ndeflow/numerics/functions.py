@@ -13,6 +13,7 @@ from torch.func import functional_call
 from ndeflow.numerics import replay
 from ndeflow.numerics.form import Form
 from ndeflow.numerics.system import InitialValue
+from ndeflow.numerics.tree import node_normals
 
 
 class Holder(nn.Module):
@@ -75,6 +76,13 @@ class Functions:
             return [slope, solver.start(leg, z, slope)]
 
         return self._bound(z, rest[2:], call)
+
+    def normals(
+        self, word: Tensor, place: Tensor, low: Tensor, high: Tensor, index: Tensor, *fixed: Tensor
+    ) -> list[Tensor]:
+        """The normals of a node: see `node_normals`."""
+        size, dtype = self.leg.problem.field.noise_size, self.leg.problem.y0.dtype
+        return list(node_normals((low, high), index, word, place, size, dtype))
 
     def begin(self, t: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
         """The carry of a first step."""

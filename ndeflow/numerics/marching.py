@@ -56,9 +56,9 @@ class Marching(Solver):
         carry are dz/dt at both its ends; without `mid`, states inside steps are interpolated linearly.
         """
 
-    def begin(self, system: System, t: Tensor, z: Tensor, slope: Tensor) -> Any:
-        """The carry of the first step of a segment after a knot, from slope = dz/dt at (t, z)."""
-        return slope
+    def begin(self, system: System, t: Tensor, z: Tensor, slope: Tensor | None) -> Any:
+        """The carry of the first step of a segment after a knot. slope: dz/dt at (t, z), if it is known."""
+        return system.slope(z) if slope is None else slope
 
     def stepping(self, advance: Callable[..., Step]) -> Self:
         """The same solver marching by steps of another kind, which `advance` takes as its own method would."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ndeflow.numerics.controllers import Controller
 from ndeflow.numerics.mesh import Place
+from ndeflow.numerics.nodes import Nodes
 from ndeflow.numerics.solution import NON_FINITE, TOO_MANY, UNDERFLOW, SolveError, Step
 from ndeflow.numerics.stepper import Stepper
 from ndeflow.numerics.system import System
@@ -22,20 +23,22 @@ from ndeflow.numerics.trace import Node, Trace
 class Rules:
     """What a pace must know of its solver.
 
-    order: of the error, one more than the less accurate method's. max_steps: attempts before SolveError. method: a
-    name for messages.
+    order: of the error, one more than the less accurate method's. max_steps: attempts before a row fails. method: a
+    name for messages. mask: rows may fail one by one; otherwise SolveError.
     """
 
     controller: Controller
-    order: int
+    order: float
     max_steps: int
     method: str
+    mask: bool
 
 
 class Pace(ABC):
     """The memory of one march: `enter` a segment, then try `attempt()` and `take` its step until it is not `open`.
 
-    leg, z, carry: what the next step starts from. Accepted steps go to the trace.
+    leg, z, carry: what the next step starts from. Accepted steps go to the trace. Steps may end anywhere, or with noise
+    at the ends of nodes.
     """
 
     leg: System
@@ -55,8 +58,8 @@ class Pace(ABC):
         """Go on from z into a segment. slope: dz/dt there; None: it is evaluated."""
 
     @abstractmethod
-    def attempt(self) -> tuple[Tensor, Tensor]:
-        """t and h of the next step to be tried."""
+    def attempt(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """t, h and the noise of the next step to be tried."""
 
     @abstractmethod
     def take(self, step: Step) -> None:
@@ -70,9 +73,9 @@ class Shared(Pace):
     dtheta: the next step as a fraction of a segment of mean length `length`. previous: the last accepted error.
     """
 
-    def __init__(self, rules: Rules, stepper: Stepper, trace: Trace) -> None:
+    def __init__(self, rules: Rules, stepper: Stepper, trace: Trace, nodes: Nodes | None = None) -> None:
         super().__init__(rules, stepper, trace)
-        self.z = trace.z0
+        self.z, self.nodes = trace.z0, nodes
         self.length, self.dtheta, self.previous, self.theta = 0.0, 0.0, 1.0, 1.0
 
     @property
@@ -87,11 +90,18 @@ class Shared(Pace):
         else:
             self.dtheta = self._start(slope)
         self.length, self.theta, self.fresh = length, 0.0, True
+        if self.nodes is not None:
+            self.nodes.enter(leg)
 
-    def attempt(self) -> tuple[Tensor, Tensor]:
-        self.last = self.theta + 1.01 * self.dtheta >= 1.0
-        self.size = 1.0 - self.theta if self.last else self.dtheta
-        return self.leg.moment(self.theta, self.size)
+    def attempt(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        rest, noise = 1.0 - self.theta, None
+        if self.nodes is None:
+            self.size = rest if self.theta + 1.01 * self.dtheta >= 1.0 else self.dtheta
+        else:
+            self.size = self.nodes.fit(self.theta, self.dtheta)
+            noise = self.nodes.normals(self.theta, self.size)
+        self.last, self.noise = self.size == rest, noise
+        return *self.leg.moment(self.theta, self.size), noise
 
     def take(self, step: Step) -> None:
         assert step.ratio is not None
@@ -104,13 +114,19 @@ class Shared(Pace):
         else:
             self.trace.reject(Place(self.leg.segment, self.theta, self.size), step)
             self.dtheta = proposed
-            if proposed < self.leg.resolution().max().item():
+            if proposed < self._least():
                 raise self._failure(step, proposed, "the step size underflowed", UNDERFLOW)
         if len(self.trace.nodes) + self.trace.rejected >= self.rules.max_steps and self.open:
             raise self._failure(step, proposed, f"{self.rules.max_steps} steps were not enough", TOO_MANY)
 
+    def _least(self) -> float:
+        """The smallest step, as a fraction of the segment."""
+        least = self.leg.resolution().max().item()
+        return least if self.nodes is None else max(least, self.nodes.least)
+
     def _accept(self, step: Step, ratio: float) -> None:
-        self.trace.accept(Node(self.leg.segment, self.theta, self.size, self.z, self.carry, self.fresh), step)
+        start = self.theta, self.size, self.z, self.carry, self.fresh
+        self.trace.accept(Node(self.leg.segment, *start, self.noise), step)
         self.z, self.carry, self.fresh = step.y, step.carry, False
         self.theta = 1.0 if self.last else self.theta + self.size
         self.previous = ratio

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from ndeflow.numerics import replay
+from ndeflow.numerics.nodes import RowNodes
 from ndeflow.numerics.pacing import Pace, Rules, failure, non_finite_start
 from ndeflow.numerics.rowwise import Failures, Try, owners
 from ndeflow.numerics.solution import NON_FINITE, TOO_MANY, UNDERFLOW, SolveError, Step
@@ -35,16 +37,15 @@ class PerSample(Pace):
     no more until all are there.
 
     An attempt reads one row of numbers from the device. Where autograd records and a row's step is not finite, no
-    row takes its step, for no gradient may pass through that one: the others try the same again.
-
-    mask: a row that fails leaves with its last accepted state; otherwise SolveError.
+    row takes its step, for no gradient may pass through that one: the others try the same again. Where rows may fail
+    one by one, one that does leaves with its last accepted state.
     """
 
     leg: InitialValue
 
-    def __init__(self, rules: Rules, stepper: Stepper, trace: Trace, mask: bool) -> None:
+    def __init__(self, rules: Rules, stepper: Stepper, trace: Trace, nodes: RowNodes | None = None) -> None:
         super().__init__(rules, stepper, trace)
-        self.mask, self.count, self.unstarted = mask, 0, len(trace.z0)
+        self.nodes, self.count, self.unstarted = nodes, 0, len(trace.z0)
         self.left: list[tuple[Tensor | None, Tensor]] = [(None, trace.z0)]  # rows at their ends, and their states
 
     @property
@@ -60,7 +61,11 @@ class PerSample(Pace):
         if not self.open:
             return
         self.leg, self.z = (leg, z) if self.rows is None else (leg.of(self.rows), z[self.rows])
+        if self.nodes is not None:
+            self.nodes.enter(self.leg, self.rows)
         self._wind(slope if slope is None or self.rows is None else slope[self.rows])
+        if self.nodes is not None and self.open:
+            self.reach = self._ahead().tolist()
 
     def _moving(self, leg: InitialValue, z: Tensor) -> Tensor | None:
         """The rows that move in this segment, None: all; the others have left it already."""
@@ -85,10 +90,11 @@ class PerSample(Pace):
         before = self.unstarted
         dtheta = self._first(size == 0, (size / length).clamp(max=1.0), slope)
         least = self.leg.resolution().expand(self.count)
+        least = least if self.nodes is None else least.clamp(min=self.nodes.least)
         self.clock = Clock(torch.zeros_like(length), dtheta, least, previous, tries)
         failed = dtheta.isfinite().logical_not()
         count = int(failed.sum()) if self.unstarted < before else 0
-        if count and not self.mask:
+        if count and not self.rules.mask:
             raise non_finite_start(self.leg, self.z, self.carry, self.rules, self.rows, len(self.trace.z0))
         if count:
             self._leave(failed, count, failed.long() * NON_FINITE)
@@ -105,14 +111,25 @@ class PerSample(Pace):
             return dtheta
         places, _ = _parted(new, count)
         leg = self.whole.of(self._numbers(places))
-        _, first = self.stepper.start(leg, self.z[places], self.carry[places])
+        _, first = self.stepper.start(leg, self.z[places], replay.taken(self.carry, places))
         return dtheta.index_copy(0, places, first)
 
-    def attempt(self) -> tuple[Tensor, Tensor]:
+    def attempt(self) -> tuple[Tensor, Tensor, Tensor | None]:
         theta, dtheta = self.clock[:2]
-        self.last = theta + 1.01 * dtheta >= 1.0
-        self.size = torch.where(self.last, 1.0 - theta, dtheta)
-        return self.leg.moment(theta, self.size)
+        rest, noise = 1.0 - theta, None
+        if self.nodes is None:
+            self.size = torch.where(theta + 1.01 * dtheta >= 1.0, rest, dtheta)
+        else:
+            self.size = self.nodes.fit(theta, dtheta)
+            noise = self.nodes.normals(theta, self.size, *self.reach)
+        self.last, self.noise = self.size == rest, noise
+        return *self.leg.moment(theta, self.size), noise
+
+    def _ahead(self) -> Tensor:
+        """Which nodes the next steps need."""
+        assert self.nodes is not None
+        theta, dtheta = self.clock[:2]
+        return self.nodes.reach(theta, self.nodes.fit(theta, dtheta))
 
     def take(self, step: Step) -> None:
         assert step.ratio is not None
@@ -126,45 +143,52 @@ class PerSample(Pace):
         tries = clock.tries + ~held
         stuck, spent = ~good & (proposed < clock.least), ~ended & (tries >= self.rules.max_steps)
         failed = stuck | spent
-        counts = torch.stack([accepted, fresh, ended, failed]).sum(dim=1).tolist()
         verdict = accepted.long() - (~good).long()
         self.trace.tries.append(Try(self.leg.segment, self.rows, clock.theta, size, ratio, verdict))
-        self._accept(step, accepted, fresh, *counts[:2])
         dtheta = torch.where(held, clock.dtheta, torch.where(ended, proposed.maximum(clock.dtheta), proposed))
         theta = torch.where(ended, 1.0, torch.where(accepted, clock.theta + size, clock.theta))
         previous = torch.where(accepted, ratio, clock.previous)
         self.clock = Clock(theta, dtheta, clock.least, previous, tries)
+        counts = torch.stack([accepted, fresh, ended, failed]).sum(dim=1)
+        counts = (counts if self.nodes is None else torch.cat([counts, self._ahead()])).tolist()
+        self.reach = counts[4:]
+        self._accept(step, clock.theta, accepted, fresh, *counts[:2])
         status = torch.where(stuck, torch.where(ratio.isfinite(), UNDERFLOW, NON_FINITE), failed.long() * TOO_MANY)
-        if counts[3] and not self.mask:
+        if counts[3] and not self.rules.mask:
             raise self._failure(step, status)
         if counts[2] or counts[3]:
             self._leave(ended | failed, counts[2] + counts[3], status if counts[3] else None)
 
-    def _accept(self, step: Step, accepted: Tensor, fresh: Tensor, count: int, count_fresh: int) -> None:
-        """Note the accepted steps, those from the start of the segment apart, and go on from their ends."""
+    def _accept(
+        self, step: Step, theta: Tensor, accepted: Tensor, fresh: Tensor, count: int, count_fresh: int
+    ) -> None:
+        """Note the accepted steps from theta, those from the start of the segment apart, and go on from their ends."""
         if count == 0:
             return
         if count == self.count and count_fresh in (0, count):
-            self._note(step, None, count_fresh > 0)
+            self._note(step, theta, None, count_fresh > 0)
         else:
             order = (accepted.long() + fresh).argsort(descending=True, stable=True)
             for places, is_fresh in ((order[:count_fresh], True), (order[count_fresh:count], False)):
                 if len(places):
-                    self._note(step, places, is_fresh)
+                    self._note(step, theta, places, is_fresh)
         went = self.leg.column(accepted)
         self.z = step.y if count == self.count else torch.where(went, step.y, self.z)
-        self.carry = step.carry if count == self.count else torch.where(went, step.carry, self.carry)
+        if step.carry is None or count == self.count:
+            self.carry = step.carry
+        else:
+            self.carry = torch.where(went, step.carry, self.carry)
 
-    def _note(self, step: Step, places: Tensor | None, fresh: bool) -> None:
+    def _note(self, step: Step, theta: Tensor, places: Tensor | None, fresh: bool) -> None:
         """Note the step of the live rows at some places; None: of all."""
-        start = [self.clock.theta, self.size, self.z, self.carry]
-        rows = self.rows
+        start, rows = [theta, self.size, self.z, self.carry, self.noise], self.rows
         if places is not None:
-            start = [x[places] for x in start]
+            start = [replay.taken(x, places) for x in start]
             rows = self._numbers(places)
             own = {k: x[places] for k, x in step._asdict().items() if isinstance(x, Tensor)}
             step = step._replace(**own, kept=None)  # what was kept is of all rows
-        self.trace.accept(Node(self.leg.segment, *start, fresh=fresh, rows=rows), step)
+        *start, noise = start
+        self.trace.accept(Node(self.leg.segment, *start, fresh, noise, rows), step)
 
     def _leave(self, gone: Tensor, count: int, status: Tensor | None) -> None:
         """Rows at the end of the segment, or failed, leave; the others stay. status: (L,), None: none failed."""
@@ -177,7 +201,9 @@ class PerSample(Pace):
         self.count -= count
         if self.open:
             self.rows, self.clock = self._numbers(stay), self.clock.of(stay)
-            self.leg, self.z, self.carry = self.whole.of(self.rows), self.z[stay], self.carry[stay]
+            self.leg, self.z, self.carry = self.whole.of(self.rows), self.z[stay], replay.taken(self.carry, stay)
+            if self.nodes is not None:
+                self.nodes.keep(self.leg, stay)
 
     def _fail(self, rows: Tensor, status: Tensor, theta: Tensor) -> None:
         total = len(self.trace.z0)

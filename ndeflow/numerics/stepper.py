@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.system import System
+from ndeflow.numerics.tree import node_normals
 
 
 class Stepper(ABC):
@@ -24,8 +25,8 @@ class Stepper(ABC):
         """The packed state at the start, and dz/dt there; None: `start` or `begin` finds it."""
 
     @abstractmethod
-    def start(self, leg: System, z: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor]:
-        """dz/dt at the start of the first segment, and an adaptive solver's first step as a fraction of it."""
+    def start(self, leg: System, z: Tensor, slope: Tensor | None) -> tuple[Any, Tensor]:
+        """The carry of the first step, and an adaptive solver's first step as a fraction of the segment."""
 
     @abstractmethod
     def begin(self, leg: System, z: Tensor, slope: Tensor | None) -> Any:
@@ -38,6 +39,10 @@ class Stepper(ABC):
     def undo(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any) -> tuple[Tensor, Any]:
         """z and carry before a step, from those after it, as the solver's `undo`."""
         raise NotImplementedError
+
+    def normals(self, leg: Any, word: Tensor, place: Tensor, low: Tensor, high: Tensor, index: Tensor) -> Any:
+        """The normals of a node of the trees with the key (low, high): see `node_normals`."""
+        return node_normals((low, high), index, word, place, leg.channels, leg.problem.y0.dtype)
 
     def close(self) -> None:  # noqa: B027
         """The march is over."""
@@ -63,12 +68,12 @@ class Eager(Stepper):
     def open(self) -> tuple[Tensor, Tensor]:
         return self.system.open()
 
-    def start(self, leg: System, z: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor]:
+    def start(self, leg: System, z: Tensor, slope: Tensor | None) -> tuple[Any, Tensor]:
         slope = leg.slope(z) if slope is None else slope
-        return slope, self.solver.start(leg, z, slope)
+        return self.solver.begin(leg, leg.start, z, slope), self.solver.start(leg, z, slope)
 
     def begin(self, leg: System, z: Tensor, slope: Tensor | None) -> Any:
-        return self.solver.begin(leg, leg.start, z, leg.slope(z) if slope is None else slope)
+        return self.solver.begin(leg, leg.start, z, slope)
 
     def step(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any = None) -> Step:
         return self.solver.advance(leg, t, z, h, carry, noise)

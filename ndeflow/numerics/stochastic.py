@@ -147,9 +147,9 @@ class Stochastic(FixedMarching):
                 f"got {field.sde_type}; use {_cure(field)}"
             )
 
-    def system(self, problem: Problem) -> Driven:
+    def system(self, problem: Problem) -> Numbered:
         self.check(problem)
-        return Driven(problem, self.cut(problem), self.steps, problem.field.noise_size)
+        return Numbered(problem, self.cut(problem), self.steps)
 
     @property
     def evaluations(self) -> int:
@@ -159,16 +159,16 @@ class Stochastic(FixedMarching):
         return engaged(self, system, recording, keeping)
 
     def noises(self, system: System, first: int) -> Sequence[Tensor]:
-        assert isinstance(system, Driven)
+        assert isinstance(system, Numbered)
         return [system.path(first + n) for n in range(self.steps)]
 
     def numbers(self, system: System, first: int, size: int) -> Sequence[tuple[Tensor, ...]]:
-        assert isinstance(system, Driven)
+        assert isinstance(system, Numbered)
         steps = torch.arange(first, first + self.steps, size, device=system.index.device)
         return [(step, *system.key, system.index) for step in steps.unbind()]
 
     def noise(self, system: System, numbers: Any, j: int, z: Tensor) -> Tensor:
-        assert isinstance(system, Driven)
+        assert isinstance(system, Numbered)
         step, low, high, index = numbers
         return step_normals((low, high), index, step + j, system.channels, z.dtype)
 
@@ -184,8 +184,9 @@ class Stochastic(FixedMarching):
     def carries(self) -> int:
         return 3 if self.reversible else 0
 
-    def begin(self, system: System, t: Tensor, z: Tensor, slope: Tensor) -> Any:
+    def begin(self, system: System, t: Tensor, z: Tensor, slope: Tensor | None) -> Any:
         assert isinstance(system, InitialValue)
+        slope = super().begin(system, t, z, slope)
         return reversible_heun.begin(terms(system), t.to(z.dtype), z, slope) if self.reversible else slope
 
     def advance(
@@ -193,7 +194,7 @@ class Stochastic(FixedMarching):
     ) -> Step:
         """One step. carry: what `begin` or the last step gave. noise: (B, noise_size) normals, dW = sqrt(h) noise."""
         assert isinstance(system, InitialValue)
-        t, h, dw = _increment(t, z, h, noise)
+        t, h, dw = increments(t, z, h, noise)
         scheme, sde = SCHEMES[self.method], terms(system)
         if scheme.advance is None:
             carry = reversible_heun.begin(sde, t, z, system(t, z)) if carry is None else carry
@@ -206,32 +207,40 @@ class Stochastic(FixedMarching):
         self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Tensor | None
     ) -> tuple[Tensor, Any]:
         assert isinstance(system, InitialValue)
-        t, h, dw = _increment(t, z, h, noise)
+        t, h, dw = increments(t, z, h, noise)
         return reversible_heun.undo(terms(system), t, z, h, dw, carry)
 
 
-def _increment(t: Tensor, z: Tensor, h: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """t and h as z is, and dW (B, m)."""
+def increments(t: Tensor, z: Tensor, h: Tensor, noise: Tensor | None, parts: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """t and h as z is, and dW, (B, m), or (B, parts, m) over so many equal parts of the step, of normals like it."""
     if noise is None:
         raise ValueError("expected the noise of an SDE's step, (B, noise_size) standard normals, got none")
     t, h = t.to(z.dtype), h.to(z.dtype)
-    size = per_row(h)
-    return t, h, noise * torch.where(size > 0, nonzero_root(size), 0.0)
+    size = per_row(h) / parts
+    root = torch.where(size > 0, nonzero_root(size), 0.0)
+    return t, h, noise * (root if noise.dim() == 2 or root.dim() == 0 else root.unsqueeze(1))
 
 
 class Driven(InitialValue):
-    """A problem with noise as a system: `path(n)` gives the `channels` normals of step n, of `steps` a segment.
+    """A problem with noise as a system. channels: of the noise. index: (B,), of its rows."""
 
-    key: the two words of the noise's seed. index: (B,), its rows. Both as tensors.
+    def __init__(self, problem: Problem, segments: Segments) -> None:
+        super().__init__(problem, segments)
+        self.channels = problem.field.noise_size
+        self.index = problem.noise.rows(len(problem.y0), problem.y0.device)
+
+
+class Numbered(Driven):
+    """With noise by the numbers of `steps` steps a segment: `path(n)` gives the normals of step n.
+
+    key: the two words of the noise's seed, as tensors.
     """
 
-    def __init__(self, problem: Problem, segments: Segments, steps: int, channels: int) -> None:
+    def __init__(self, problem: Problem, segments: Segments, steps: int) -> None:
         super().__init__(problem, segments)
-        y0, total, noise = problem.y0, steps * (len(segments.edges) - 1), problem.noise
-        self.channels = channels
-        self.path = Path(noise, channels, total, batch=len(y0), dtype=y0.dtype, device=y0.device)
-        self.index = noise.rows(len(y0), y0.device)
-        self.key = torch.tensor(noise.key, device=y0.device).unbind()
+        y0, total = problem.y0, steps * (len(segments.edges) - 1)
+        self.path = Path(problem.noise, self.channels, total, batch=len(y0), dtype=y0.dtype, device=y0.device)
+        self.key = torch.tensor(problem.noise.key, device=y0.device).unbind()
 
 
 def terms(system: InitialValue) -> Terms:

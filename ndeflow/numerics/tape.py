@@ -54,7 +54,7 @@ class Tape:
     def retake(self, leg: InitialValue, node: Node, z: Tensor, carry: Any) -> tuple[Any, Step]:
         """A step taken again from (z, carry); a fresh carry is made anew. Returns the carry and the step."""
         if node.fresh:
-            carry = self.solver.begin(leg, leg.start, z, leg.slope(z))
+            carry = self.solver.begin(leg, leg.start, z, None)
         t, h = leg.moment(node.theta, node.dtheta)
         return carry, self.solver.advance(leg, t, z, h, carry, node.noise)
 
