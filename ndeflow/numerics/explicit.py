@@ -15,6 +15,7 @@ from ndeflow.numerics.controllers import Controller, I
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.form import AdaptiveForm
 from ndeflow.numerics.marching import Marching
+from ndeflow.numerics.masking import check_on_failure
 from ndeflow.numerics.norms import stacked_norms
 from ndeflow.numerics.pacing import Pace, Rules, Shared
 from ndeflow.numerics.persample import PerSample
@@ -78,9 +79,8 @@ class RungeKutta(Marching):
 
         if self.batching not in ("shared", "per_sample"):
             raise ValueError(f"expected batching shared or per_sample, got {self.batching!r}")
-        if self.on_failure not in ("raise", "mask"):
-            raise ValueError(f"expected on_failure raise or mask, got {self.on_failure!r}")
-        if self.on_failure == "mask" and not self.apart:
+        check_on_failure(self.on_failure)
+        if self.masks and not self.apart:
             raise ValueError(
                 "expected batching=per_sample for on_failure=mask, got shared, whose rows fail together; set "
                 "batching=per_sample, or on_failure=raise"
@@ -157,7 +157,7 @@ class RungeKutta(Marching):
 
     def _pace(self, stepper: Stepper, trace: Trace) -> Pace:
         if self.apart:
-            return PerSample(self.rules, stepper, trace, self.on_failure == "mask")
+            return PerSample(self.rules, stepper, trace, self.masks)
         return Shared(self.rules, stepper, trace)
 
     def _scaled(self, system: System, z0: Tensor, z1: Tensor, error: Tensor) -> Tensor:

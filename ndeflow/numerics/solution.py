@@ -85,6 +85,11 @@ class Stats:
         return self.counts.of_each(self.counts.status)
 
     @property
+    def solved(self) -> bool:
+        """Whether all rows are known to be solved without reading that from the device."""
+        return not isinstance(self.counts.status, Tensor)
+
+    @property
     def times(self) -> Tensor:
         return self._accepted[0]
 
@@ -136,6 +141,11 @@ class Step(NamedTuple):
 
 class Solver(ABC):
     """A numerical method with its settings; final solvers are frozen dataclasses."""
+
+    @property
+    def masks(self) -> bool:
+        """Whether the rows of a solve may fail one by one."""
+        return False
 
     @abstractmethod
     def integrate(self, problem: Problem) -> Solution:
