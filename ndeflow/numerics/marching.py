@@ -178,7 +178,7 @@ class FixedMarching(Marching):
         yield trace.nodes[n].theta, trace.nodes[n].dtheta, trace.steps[n]
 
     def _failures(self, system: System, trace: Trace) -> Failures:
-        """Which rows failed, and at which of the steps that those of the trace stand for."""
+        """Which rows failed, and at which of the steps, or of the parts that these stand for."""
         bad = torch.stack([broken(step) for step in trace.steps])
         failed, first = bad.any(dim=0), bad.int().argmax(dim=0)
         stopped = wide(torch.full(failed.shape, torch.inf, device=failed.device))
@@ -191,6 +191,7 @@ class FixedMarching(Marching):
         return Failures(failed.long() * NON_FINITE, stopped)
 
     def _error(self, system: System, failures: Failures, parts: int) -> SolveError:
+        """The first failure, of a march whose steps stand for so many each."""
         place = failures.stopped.min()
         row, segment = int((failures.stopped == place).int().argmax()), int(place)
         t, h = system.at(segment).row_moment(place.item() - segment, 1 / (self.steps * parts), row)

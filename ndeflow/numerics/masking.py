@@ -1,4 +1,4 @@
-"""Rows of a march of equal steps that fail one by one: where they stopped, and the solution without them."""
+"""Rows that step together but fail one by one: what is left of them, and the solution of the others."""
 
 from __future__ import annotations
 
@@ -58,10 +58,11 @@ def _cleared(x: Any, gone: Tensor) -> Any:
 
 
 def masked(solve: Callable[[Marching, Problem], Solution], solver: Marching, problem: Problem) -> Solution:
-    """The solution by `solve`; where rows of it failed that step together, the gradients are those of the other rows.
+    """The solution by `solve`; where rows that step together failed, with NaN there, and gradients of the others alone.
 
-    A NaN times a cotangent of 0 is NaN: these rows must be no part of the graph, and so the others are solved again
-    without them where gradients are recorded. A row's evaluations in both solves are counted.
+    A NaN times a cotangent of 0 is NaN: rows that failed must be no part of the graph. So the others are solved again
+    without them where gradients are recorded, and the evaluations of both solves are counted. Without a failure nothing
+    is done.
     """
     found = solve(solver, problem)
     if found.stats.solved or solver.apart:
@@ -71,12 +72,12 @@ def masked(solve: Callable[[Marching, Problem], Solution], solver: Marching, pro
         return found
     good = (found.stats.status == 0).nonzero().flatten()
     if len(good) == 0:
-        return _untrained(found)
+        return _on_graph(found)
     return _filled(found, good, masked(solve, solver, some_problem(problem, good)))
 
 
 def _reached(found: Solution) -> Solution:
-    """The solution off the graph, NaN behind the time at which the step began in which a row failed."""
+    """The solution off the graph, NaN in rows that failed behind the start of the step in which they did."""
     stats, ts = found.stats, found.ts.detach()
     saved, ends = found.problem.ts.detach(), stats.times[:, -1:]
     late = (stats.status != 0).unsqueeze(1) & ((ts - ends) * (saved[..., -1:] - saved[..., :1]) > 0)
@@ -87,8 +88,8 @@ def _reached(found: Solution) -> Solution:
     return replace(found, ys=ys, integrals=integrals)
 
 
-def _untrained(found: Solution) -> Solution:
-    """The solution of a problem without a row that was solved: on the graph, with gradients of 0."""
+def _on_graph(found: Solution) -> Solution:
+    """A solution of which no row was solved, with gradients of 0: those of an empty sum over all inputs."""
     problem = found.problem
     inputs = [problem.y0, problem.ts, *replay.conditions(problem), *replay.parameters(problem)]
     nothing = sum(x.flatten()[:0].real.sum() for x in inputs if x.requires_grad)
@@ -96,7 +97,7 @@ def _untrained(found: Solution) -> Solution:
 
 
 def _filled(found: Solution, good: Tensor, rest: Solution) -> Solution:
-    """The solution with the rows (R,) that another one is of."""
+    """The solution, its rows at the places `good` (R,) those of another one."""
     stats, counts = found.stats, found.stats.counts
     status = stats.status.index_copy(0, good, rest.stats.status)
     counts = replace(counts, nfe=stats.nfe.index_add(0, good, rest.stats.nfe), status=status)

@@ -50,7 +50,8 @@ class Stats:
     """The cost of a solve and its accepted mesh. B rows, N accepted steps.
 
     counts: nfe, accepted, rejected and status, which are (B,) int64. nfe counts the evaluations in which a row was
-    computed, rejected steps and starting heuristic included. status: 0 solved; failed, where the solver masks failures:
+    computed, rejected steps and starting heuristic included; accepted those steps of a failed row that it took before.
+    status: 0 solved; failed, where the solver masks failures:
     1 state, integral or rate non-finite, 2 step size underflowed, 3 more than `max_steps` attempts.
     mesh: where the solve stepped; it gives, when first read, `times` and `steps` (B, N), starts and sizes of the
     accepted steps, float64, never on the autograd graph, and `attempts`, the rejected steps among the accepted ones.
