@@ -28,3 +28,11 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(compiled, "lower", lambda graph: lambda inputs: graph.forward(*inputs))
     monkeypatch.setattr(compilation, "_compiler", lambda: None)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of two steps, which are traced in less time than of five."""
+    from ndeflow.numerics import chunks
+
+    monkeypatch.setattr(chunks, "LONGEST", 2)

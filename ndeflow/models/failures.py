@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ndeflow.contracts import Output, Solved
 from ndeflow.numerics.solution import Solution
-from ndeflow.numerics.some import masks, some
+from ndeflow.numerics.some import some
 
 
 class Remaining(NamedTuple):
@@ -30,9 +30,7 @@ class Remaining(NamedTuple):
 
 def failures(output: Output, solved: Mapping[str, list[Solved]] | None = None) -> Tensor | None:
     """Rows (B,) of a batch of which a solve failed, in any draw; None where no solver masks failures."""
-    rows = output.prediction.shape[1 if output.draws else 0]
-    others = [one.solution for those in (solved or {}).values() for one in those]
-    masked = [s for s in (*output.solutions, *others) if masks(s.solver)]
+    rows, masked = output.prediction.shape[1 if output.draws else 0], _masked(output, solved or {})
     if not masked:
         return None
     return torch.stack([(s.stats.status != 0).view(-1, rows).any(dim=0) for s in masked]).any(dim=0)
@@ -44,12 +42,18 @@ def remaining(output: Output, batch: Any, solved: Mapping[str, list[Solved]]) ->
     A batch that is not a `Batch` needs a method `of(rows)` as it has, where rows can fail.
     """
     failed = failures(output, solved)
-    if failed is None or not bool(failed.any()):
+    if failed is None or all(s.stats.solved for s in _masked(output, solved)) or not bool(failed.any()):
         return Remaining(output, batch, solved, failed)
     rows, count = (~failed).nonzero().flatten(), len(failed)
     kept = replace(output.of(rows), solutions=tuple(_of_draw(s, rows, count) for s in output.solutions))
     left = {name: [x._replace(solution=_of_draw(x.solution, rows, count)) for x in xs] for name, xs in solved.items()}
     return Remaining(kept, batch.of(rows), left, failed)
+
+
+def _masked(output: Output, solved: Mapping[str, list[Solved]]) -> list[Solution]:
+    """The solves whose rows may fail one by one."""
+    others = [one.solution for those in solved.values() for one in those]
+    return [s for s in (*output.solutions, *others) if s.solver.masks]
 
 
 def _of_draw(solution: Solution, rows: Tensor, count: int) -> Solution:

@@ -14,6 +14,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics.compilation import check_choice
 from ndeflow.numerics.controllers import Controller, I
 from ndeflow.numerics.marching import Marching
+from ndeflow.numerics.masking import check_on_failure
 from ndeflow.numerics.pacing import Pace, Rules, Shared
 from ndeflow.numerics.persample import PerSample
 from ndeflow.numerics.solution import NON_FINITE, SolveError
@@ -48,12 +49,10 @@ class Adaptive(Marching):
         check_choice(self.compile)
         if self.max_steps < 1:
             raise ValueError(f"expected max_steps of at least 1, got {self.max_steps}")
-
         if self.batching not in ("shared", "per_sample"):
             raise ValueError(f"expected batching shared or per_sample, got {self.batching!r}")
-        if self.on_failure not in ("raise", "mask"):
-            raise ValueError(f"expected on_failure raise or mask, got {self.on_failure!r}")
-        if self.on_failure == "mask" and not self.apart:
+        check_on_failure(self.on_failure)
+        if self.masks and not self.apart:
             raise ValueError(
                 "expected batching=per_sample for on_failure=mask, got shared, whose rows fail together; set "
                 "batching=per_sample, or on_failure=raise"
@@ -93,7 +92,7 @@ class Adaptive(Marching):
 
     @property
     def rules(self) -> Rules:
-        return Rules(self.controller, self.order, self.max_steps, self.method, self.on_failure == "mask")
+        return Rules(self.controller, self.order, self.max_steps, self.method, self.masks)
 
     def check(self, problem: Problem) -> None:
         eps = torch.finfo(problem.y0.dtype).eps

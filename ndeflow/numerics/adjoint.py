@@ -12,6 +12,7 @@ from torch import Tensor
 from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
 from ndeflow.numerics.marching import Marching
+from ndeflow.numerics.masking import masked
 from ndeflow.numerics.purity import repeatable
 from ndeflow.numerics.reverse import CompiledReverse, EagerReverse
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
@@ -30,6 +31,9 @@ class Direct(Adjoint):
     def __call__(self, solver: Solver, problem: Problem) -> Solution:
         if not isinstance(solver, Marching):
             return solver.integrate(problem)
+        return masked(self._solve, solver, problem)
+
+    def _solve(self, solver: Marching, problem: Problem) -> Solution:
         system, recording = solver.system(problem), replay.records(problem)
         marched = solver.engage(system, recording, keeping=True)
         if recording and system.compiled:
@@ -57,6 +61,9 @@ class Checkpointed(Adjoint):
                 f"expected a solver that marches by steps for Checkpointed, got {type(solver).__name__}; use Direct()"
             )
         replay.needs_module(problem, "Checkpointed")
+        return masked(self._solve, solver, problem)
+
+    def _solve(self, solver: Marching, problem: Problem) -> Solution:
         system, recording = solver.system(problem), replay.records(problem)
         marched = solver.engage(system, recording, keeping=False)
         return replayed(solver, marched, system) if recording else solution(solver, system, marched.march(system))

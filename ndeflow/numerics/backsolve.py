@@ -57,6 +57,10 @@ class Backsolve(Adjoint):
             raise ValueError(
                 "expected steps that need not be compiled for Backsolve, got compile=on; leave it auto, or use Direct()"
             )
+        if any(x is not None and x.masks for x in (solver, self.solver)):
+            raise ValueError(
+                "expected on_failure=raise for Backsolve, got mask; leave it raise, or use Direct() or Checkpointed()"
+            )
         replay.needs_module(problem, "Backsolve")
         system, ambient = solver.system(problem), replay.Ambient.of(problem.y0)
         with torch.no_grad(), ambient():

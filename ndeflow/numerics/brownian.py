@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -110,6 +110,10 @@ class Brownian:
                 f"expected a noise index with one key for each of {batch} rows, got {len(self.index)}; "
                 "give Brownian(seed, index) the index of this batch, or none"
             )
+
+    def of(self, rows: Tensor) -> Brownian:
+        """Those of some rows (R,), by their places."""
+        return replace(self, index=rows if self.index is None else self.index.to(rows.device)[rows])
 
     @property
     def key(self) -> tuple[int, int]:

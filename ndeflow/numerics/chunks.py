@@ -40,6 +40,10 @@ class Chunked(FixedMarching):
         return cls(base, size, base.steps // size)
 
     @property
+    def masks(self) -> bool:
+        return self.base.masks
+
+    @property
     def carries(self) -> int:
         return self.base.carries
 

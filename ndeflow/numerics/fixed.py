@@ -13,6 +13,7 @@ from ndeflow.numerics.chunks import engaged
 from ndeflow.numerics.compilation import check_choice
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.marching import FixedMarching
+from ndeflow.numerics.masking import check_on_failure
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stages import combine, hermite_mid, stages
 from ndeflow.numerics.system import InitialValue, System
@@ -26,17 +27,25 @@ class FixedRungeKutta(FixedMarching):
 
     steps: equal steps a save interval, or a piece of the control path where there is one; then save times must be
     knots. Probes are read from cubic Hermite interpolants and cost one evaluation a solve, or a knot. compile,
-    compile_after: as of `RungeKutta`; solves with probes are not compiled. Raises ValueError at construction for an
-    unknown method or no steps, at the solve for an SDE; SolveError where the state becomes non-finite.
+    compile_after: as of `RungeKutta`; solves with probes are not compiled.
+
+    on_failure: "raise" a SolveError, or "mask": a row that becomes non-finite has `stats.status` > 0 and NaN at the
+    times it does not reach, is no part of any gradient, and leaves the others alone, which are solved once more without
+    it where gradients are recorded. stats.nfe counts both solves, of a failed row the whole of the first;
+    stats.accepted the steps before it failed.
+
+    Raises ValueError at construction for an unknown method or no steps, at the solve for an SDE.
     """
 
     method: str = "rk4"
     steps: int = 1
     compile: str = "auto"
     compile_after: int = 100_000
+    on_failure: str = "raise"
 
     def __post_init__(self) -> None:
         check_choice(self.compile)
+        check_on_failure(self.on_failure)
         if self.method not in FIXED:
             raise ValueError(f"expected method {', '.join(FIXED)}, got {self.method!r}")
         if self.steps < 1:

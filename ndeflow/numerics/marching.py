@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.segments import Segments, fixed_segments
+from ndeflow.numerics.masking import broken, masked, mend
+from ndeflow.numerics.rowwise import Failures
+from ndeflow.numerics.segments import Segments, fixed_segments, wide
 from ndeflow.numerics.solution import NON_FINITE, Solution, SolveError, Solver, Step
 from ndeflow.numerics.stepper import Eager
 from ndeflow.numerics.system import InitialValue, System
@@ -27,6 +29,12 @@ class Marching(Solver):
     again with a node's (t, z, h, carry, noise) gives the same step to the last bit, on the graph where gradients
     are enabled. `z` is the system's packed state: y itself, or (B, D + K) with K integrals beside it.
     """
+
+    on_failure: str = "raise"
+
+    @property
+    def masks(self) -> bool:
+        return self.on_failure == "mask"
 
     @property
     def apart(self) -> bool:
@@ -79,8 +87,7 @@ class Marching(Solver):
         return self
 
     def integrate(self, problem: Problem) -> Solution:
-        system = self.system(problem)
-        return solution(self, system, self.march(system))
+        return masked(_integrated, self, problem)
 
     def step(
         self,
@@ -159,29 +166,42 @@ class FixedMarching(Marching):
                 z, carry = step.y, step.carry
         stepper.close()
         trace.nfe = system.calls
-        if trace.steps and bool(_broken(trace.steps[-1]).any()):
-            raise self._failure(system, trace)
+        if trace.steps and bool(broken(trace.steps[-1]).any()):
+            trace.failures = self._failures(system, trace)
+            if not self.masks:
+                raise self._error(system, trace.failures, trace.parts)
+            mend(trace)
         return trace
 
     def inside(self, leg: System, trace: Trace, n: int) -> Iterator[tuple[float, float, Step]]:
         """The steps that step n of a trace stands for: where each starts, how much of the leg it covers, and it."""
         yield trace.nodes[n].theta, trace.nodes[n].dtheta, trace.steps[n]
 
-    def _failure(self, system: System, trace: Trace) -> SolveError:
-        n = next(i for i, step in enumerate(trace.steps) if bool(_broken(step).any()))
-        leg = system.at(trace.nodes[n].segment)
-        parts = ((theta, dtheta, _broken(step)) for theta, dtheta, step in self.inside(leg, trace, n))
-        theta, dtheta, bad = next(part for part in parts if bool(part[2].any()))
-        row = int(bad.int().argmax())
-        t, h = leg.row_moment(theta, dtheta, row)
+    def _failures(self, system: System, trace: Trace) -> Failures:
+        """Which rows failed, and at which of the steps, or of the parts that these stand for."""
+        bad = torch.stack([broken(step) for step in trace.steps])
+        failed, first = bad.any(dim=0), bad.int().argmax(dim=0)
+        stopped = wide(torch.full(failed.shape, torch.inf, device=failed.device))
+        for n in first[failed].unique().tolist():
+            segment = trace.nodes[n].segment
+            parts = [(segment + theta, broken(step)) for theta, _, step in self.inside(system.at(segment), trace, n)]
+            starts, found = zip(*parts, strict=True)
+            here = stopped.new_tensor(starts)[torch.stack(found).int().argmax(dim=0)]
+            stopped = torch.where(failed & (first == n), here, stopped)
+        return Failures(failed.long() * NON_FINITE, stopped)
+
+    def _error(self, system: System, failures: Failures, parts: int) -> SolveError:
+        """The first failure, of a march whose steps stand for so many each."""
+        place = failures.stopped.min()
+        row, segment = int((failures.stopped == place).int().argmax()), int(place)
+        t, h = system.at(segment).row_moment(place.item() - segment, 1 / (self.steps * parts), row)
         return SolveError(
             f"the state or an integral became non-finite in row {row}, in the step of size {h:.3g} from time {t:.6g} "
             f"({self}); take more steps, or bound the field",
-            bad.long() * NON_FINITE,
+            failures.status,
         )
 
 
-def _broken(step: Step) -> Tensor:
-    """(B,) bool: rows whose state or integrals, at the end of a step or inside it, are not finite."""
-    found = [x.isfinite().reshape(len(x), -1).all(dim=1) for x in (step.y, step.mid) if x is not None]
-    return torch.stack(found).all(dim=0).logical_not()
+def _integrated(solver: Marching, problem: Problem) -> Solution:
+    system = solver.system(problem)
+    return solution(solver, system, solver.march(system))

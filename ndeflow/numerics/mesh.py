@@ -107,3 +107,26 @@ class SharedMesh(Mesh):
     def _length(self, place: Place, numbers: Sequence[float]) -> float:
         """Of the segment of a step."""
         return numbers[place.segment + 1] - numbers[place.segment]
+
+
+@final
+@dataclass(frozen=True)
+class BrokenMesh(Mesh):
+    """Of steps that all rows took together those before a row failed, `taken` (B,); there it stands, by steps of 0."""
+
+    mesh: SharedMesh
+    taken: Tensor
+
+    def steps(self) -> tuple[Tensor, Tensor]:
+        times, steps = self.mesh.steps()
+        there = self._there(times)
+        ends = times.gather(1, self.taken.clamp(max=times.shape[1] - 1).unsqueeze(1))
+        return torch.where(there, times, ends), torch.where(there, steps, 0.0)
+
+    def attempts(self, error: Tensor | None) -> Attempts:
+        times, steps = self.steps()
+        return Attempts(times, steps, error, self._there(times))
+
+    def _there(self, times: Tensor) -> Tensor:
+        """(B, N) bool: the steps that rows took."""
+        return torch.arange(times.shape[1], device=times.device) < self.taken.unsqueeze(1)

@@ -161,4 +161,3 @@ class RowNodes:
 
     def _level(self, size: Tensor) -> Tensor:
         return size.log2().neg().round().long()
-

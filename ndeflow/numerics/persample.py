@@ -159,9 +159,7 @@ class PerSample(Pace):
         if counts[2] or counts[3]:
             self._leave(ended | failed, counts[2] + counts[3], status if counts[3] else None)
 
-    def _accept(
-        self, step: Step, theta: Tensor, accepted: Tensor, fresh: Tensor, count: int, count_fresh: int
-    ) -> None:
+    def _accept(self, step: Step, theta: Tensor, accepted: Tensor, fresh: Tensor, count: int, count_fresh: int) -> None:
         """Note the accepted steps from theta, those from the start of the segment apart, and go on from their ends."""
         if count == 0:
             return

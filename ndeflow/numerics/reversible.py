@@ -18,6 +18,8 @@ from ndeflow.numerics.coupled import Coupled
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.fixed import FixedRungeKutta
+from ndeflow.numerics.marching import Marching
+from ndeflow.numerics.masking import masked
 from ndeflow.numerics.mesh import Place
 from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.reading import Plan
@@ -65,8 +67,11 @@ class Reversible(Adjoint):
 
     def __call__(self, solver: Solver, problem: Problem) -> Solution:
         if isinstance(problem.field, SDE):
-            return _own_reverse(solver, problem)
-        coupled = self._couple(solver, problem)
+            return masked(_own_reverse, _taken_back(solver, problem), problem)
+        return masked(self._solve, self._checked(solver, problem), problem)
+
+    def _solve(self, solver: Marching, problem: Problem) -> Solution:
+        coupled = Coupled(solver, self.coupling)
         system, ambient = coupled.base.system(problem), replay.Ambient.of(problem.y0)
         with torch.no_grad(), ambient():
             trace, end = coupled.march(system)
@@ -80,7 +85,7 @@ class Reversible(Adjoint):
         stats.backward_nfe = sweep.backward_nfe
         return finish(solver, system, how.read(Rewound.apply(sweep, how.gather(trace), end, *inputs)), stats)
 
-    def _couple(self, solver: Solver, problem: Problem) -> Coupled:
+    def _checked(self, solver: Solver, problem: Problem) -> Marching:
         if not isinstance(solver, (RungeKutta, FixedRungeKutta)):
             raise ValueError(
                 f"expected RungeKutta or FixedRungeKutta for Reversible, got {type(solver).__name__}; "
@@ -91,7 +96,7 @@ class Reversible(Adjoint):
         if solver.compile == "on":
             raise ValueError("expected steps that need not be compiled for Reversible, got compile=on; leave it auto")
         replay.needs_module(problem, "Reversible")
-        return Coupled(solver, self.coupling)
+        return solver
 
     def _check(self, steps: int, dtype: torch.dtype) -> None:
         growth, limit = -steps * math.log(self.coupling), -math.log(digits(dtype))
@@ -102,14 +107,18 @@ class Reversible(Adjoint):
             )
 
 
-def _own_reverse(solver: Solver, problem: Problem) -> Solution:
-    """The solve of an SDE by a method whose steps can be taken back as they are."""
+def _taken_back(solver: Solver, problem: Problem) -> Stochastic:
+    """The solver of an SDE whose steps can be taken back as they are; raises ValueError for another."""
     if not isinstance(solver, Stochastic) or not solver.reversible:
         raise ValueError(
             f"expected Stochastic('reversible_heun') for Reversible with an SDE, got {solver}; use it for an SDE in "
             "the sense of Stratonovich, or Checkpointed()"
         )
     replay.needs_module(problem, "Reversible")
+    return solver
+
+
+def _own_reverse(solver: Marching, problem: Problem) -> Solution:
     system, recording = solver.system(problem), replay.records(problem)
     if system.renewed:
         raise ValueError("expected an SDE without control path for Reversible, got one with; use Checkpointed()")

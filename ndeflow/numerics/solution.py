@@ -50,7 +50,8 @@ class Stats:
     """The cost of a solve and its accepted mesh. B rows, N accepted steps.
 
     counts: nfe, accepted, rejected and status, which are (B,) int64. nfe counts the evaluations in which a row was
-    computed, rejected steps and starting heuristic included. status: 0 solved; failed, where the solver masks failures:
+    computed, rejected steps and starting heuristic included; accepted those steps of a failed row that it took before.
+    status: 0 solved; failed, where the solver masks failures:
     1 state, integral or rate non-finite, 2 step size underflowed, 3 more than `max_steps` attempts.
     mesh: where the solve stepped; it gives, when first read, `times` and `steps` (B, N), starts and sizes of the
     accepted steps, float64, never on the autograd graph, and `attempts`, the rejected steps among the accepted ones.
@@ -83,6 +84,11 @@ class Stats:
     @cached_property
     def status(self) -> Tensor:
         return self.counts.of_each(self.counts.status)
+
+    @property
+    def solved(self) -> bool:
+        """Whether all rows are known to be solved without reading that from the device."""
+        return not isinstance(self.counts.status, Tensor)
 
     @property
     def times(self) -> Tensor:
@@ -136,6 +142,11 @@ class Step(NamedTuple):
 
 class Solver(ABC):
     """A numerical method with its settings; final solvers are frozen dataclasses."""
+
+    @property
+    def masks(self) -> bool:
+        """Whether the rows of a solve may fail one by one."""
+        return False
 
     @abstractmethod
     def integrate(self, problem: Problem) -> Solution:

@@ -9,15 +9,9 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import leaves, replace_leaves
 from ndeflow.numerics.mesh import Attempts, Mesh
-from ndeflow.numerics.solution import Counts, Solution, Solver, Stats
-
-
-def masks(solver: Solver) -> bool:
-    """Whether the rows of a solve may fail one by one."""
-    return isinstance(solver, RungeKutta) and solver.on_failure == "mask"
+from ndeflow.numerics.solution import Counts, Solution, Stats
 
 
 def held(solution: Solution) -> Solution:
@@ -25,7 +19,7 @@ def held(solution: Solution) -> Solution:
 
     A row that is not finite at its first time is 0.
     """
-    if not masks(solution.solver):
+    if not solution.solver.masks or solution.stats.solved:
         return solution
     failed, saved = solution.stats.status != 0, solution.problem.ts.shape[-1]
     late = failed.unsqueeze(1) & solution.ys.isnan().flatten(2).any(dim=2)
@@ -58,7 +52,7 @@ def some(solution: Solution, rows: Tensor) -> Solution:
             backward_nfe=stats.backward_nfe,
         ),
         solution.integrals[rows],
-        _problem(solution.problem, rows),
+        some_problem(solution.problem, rows),
         solution.solver,
     )
 
@@ -79,7 +73,8 @@ class SomeRows(Mesh):
         return Attempts(*(_of(x, self.rows) for x in self.mesh.attempts(error)))
 
 
-def _problem(problem: Problem, rows: Tensor) -> Problem:
+def some_problem(problem: Problem, rows: Tensor) -> Problem:
+    """The problem of some rows (R,), by their places, each with its own noise."""
     return replace(
         problem,
         y0=problem.y0[rows],
@@ -87,6 +82,7 @@ def _problem(problem: Problem, rows: Tensor) -> Problem:
         probes=problem.probes if problem.probes is None or problem.probes.dim() == 1 else problem.probes[rows],
         context=_context(problem.context, rows),
         integrands=tuple((module, _context(own, rows)) for module, own in problem.integrands),
+        noise=None if problem.noise is None else problem.noise.of(rows),
     )
 
 

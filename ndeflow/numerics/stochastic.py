@@ -17,6 +17,7 @@ from ndeflow.numerics.chunks import engaged
 from ndeflow.numerics.compilation import check_choice
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.marching import FixedMarching
+from ndeflow.numerics.masking import check_on_failure
 from ndeflow.numerics.segments import Segments
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.system import InitialValue, System
@@ -116,18 +117,22 @@ class Stochastic(FixedMarching):
 
     stats.nfe counts the drift: 1 a step, 2 for heun and midpoint. There are no error and stiffness estimates.
     compile, compile_after: as of `RungeKutta`; compiled steps make their noise themselves, the same numbers.
-    Raises ValueError, before any work, for what the method cannot solve; SolveError for a non-finite state.
+    on_failure: "raise" a SolveError for a non-finite state, or "mask" its row, as of `FixedRungeKutta`; a row's noise
+    is its own, whichever others are solved with it.
+    Raises ValueError, before any work, for what the method cannot solve.
     """
 
     method: str = "euler"
     steps: int = 1
     compile: str = "auto"
     compile_after: int = 100_000
+    on_failure: str = "raise"
 
     randoms: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         check_choice(self.compile)
+        check_on_failure(self.on_failure)
         if self.method not in SCHEMES:
             raise ValueError(f"expected a method among {', '.join(SCHEMES)}, got {self.method!r}; see also TorchSDE()")
         if self.steps < 1:

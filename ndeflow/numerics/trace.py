@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ndeflow.numerics.mesh import Mesh, Place, Rejection, SharedMesh
+from ndeflow.numerics.mesh import BrokenMesh, Mesh, Place, Rejection, SharedMesh
 from ndeflow.numerics.numbered import numbered_plan
 from ndeflow.numerics.reading import Plan, shared_plan
 from ndeflow.numerics.rowwise import Failures, RowMesh, Table, Try, owners, row_plan
@@ -103,10 +103,21 @@ class Trace:
     def counts(self) -> tuple[int | Tensor, int | Tensor]:
         """Accepted and rejected steps of every row, or (B,)."""
         if not self.apart:
-            return len(self.nodes) * self.parts, self.rejected
+            return len(self.places) if self.failures is None else self.taken(self.failures), self.rejected
         owner = owners([x.rows for x in self.tries], self.z0)
         vain = torch.cat([owner[:0], *((x.verdict < 0).long() for x in self.tries)])
         return self.table.counts, torch.zeros_like(self.table.counts).index_add(0, owner, vain)
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """Where its steps, or the parts that they stand for, lie."""
+        places = [Place(node.segment, node.theta, node.dtheta) for node in self.nodes]
+        return places if self.parts == 1 else [part for place in places for part in place.parts(self.parts)]
+
+    def taken(self, failures: Failures) -> Tensor:
+        """(B,) how many of the steps that rows take together lie before a row failed."""
+        starts = failures.stopped.new_tensor([place.segment + place.theta for place in self.places])
+        return (starts < failures.stopped.unsqueeze(1)).sum(dim=1)
 
     def done(self, segment: int) -> int:
         """How many steps lie before a segment."""
@@ -168,10 +179,9 @@ def statistics(system: InitialValue, trace: Trace, error: Tensor | None, stiffne
 
 
 def _shared_mesh(system: InitialValue, trace: Trace) -> Mesh:
-    places, segments = [Place(node.segment, node.theta, node.dtheta) for node in trace.nodes], system.segments
-    if trace.parts > 1:
-        places = [part for place in places for part in place.parts(trace.parts)]
-    return SharedMesh(segments.edges.detach(), system.rows, places, trace.rejections, segments.numbers)
+    segments, failures = system.segments, trace.failures
+    mesh = SharedMesh(segments.edges.detach(), system.rows, trace.places, trace.rejections, segments.numbers)
+    return mesh if failures is None else BrokenMesh(mesh, trace.taken(failures))
 
 
 def _states(system: InitialValue, trace: Trace) -> Tensor:

@@ -219,8 +219,8 @@ def check_failures(share: float, split: str) -> None:
     if share > MOST:
         raise SolveError(
             f"{share:.0%} of the rows of an epoch of {split} could not be solved, more than {MOST:.0%}; lower "
-            "optimizer.lr, bound the field, loosen the solver's rtol and atol, or raise its max_steps; "
-            "on_failure=raise says where the first of them stops"
+            "optimizer.lr, bound the field, take more steps, loosen the solver's rtol and atol, or raise its "
+            "max_steps; on_failure=raise says where the first of them stops"
         )
 
 

@@ -158,7 +158,9 @@ def test_machine_code_makes_the_same_numbers_whatever_the_words(size):
         return [step_normals((low, high), index, step, size, torch.float64)]
 
     index = torch.arange(8)
-    program = Program(normals, [torch.tensor(0), torch.tensor(0), torch.tensor(0), index], [False] * 3 + [True], FORWARD)
+    program = Program(
+        normals, [torch.tensor(0), torch.tensor(0), torch.tensor(0), index], [False] * 3 + [True], FORWARD
+    )
     for words in ((0, 0, 3_000_000_000), (0, WORD, WORD - 4), (2**31 + 5, 3_000_000_000, 7)):
         given = [*map(torch.tensor, words), index]
         for a, b in zip(program(given), normals(*given), strict=True):

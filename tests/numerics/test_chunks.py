@@ -22,7 +22,6 @@ from ndeflow import (
     Stochastic,
     solve,
 )
-from ndeflow.numerics import chunks
 from ndeflow.numerics.accounts import account
 from ndeflow.numerics.chunks import Chunked
 from ndeflow.numerics.paths import Hermite
@@ -33,12 +32,6 @@ pytestmark = pytest.mark.usefixtures("traced", "short")
 F64 = torch.float64
 TS = torch.tensor([0.0, 0.5, 1.2], dtype=F64)
 NOISE = Brownian(3, torch.tensor([5, 1, 9, 2]))
-
-
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of two steps, which are traced in less time than of five."""
-    monkeypatch.setattr(chunks, "LONGEST", 2)
 
 
 class Tanh(SDE):

@@ -46,7 +46,15 @@ def tree(start: float, stop: float, rows: int = 3) -> Tensor:
     return BrownianTree(NOISE, 0.0, 1.0, 2, number=1)(start, stop, batch=rows, dtype=F64, device=device).w
 
 
-STEPS = [(0.0, 1.0), (0.0, 0.25), (0.25, 0.25), (0.5, 0.125), (0.625, 2.0**-10), (0.625 + 2.0**-10, 2.0**-DEPTH), (0.75, 0.25)]
+STEPS = [
+    (0.0, 1.0),
+    (0.0, 0.25),
+    (0.25, 0.25),
+    (0.5, 0.125),
+    (0.625, 2.0**-10),
+    (0.625 + 2.0**-10, 2.0**-DEPTH),
+    (0.75, 0.25),
+]
 
 
 @pytest.mark.parametrize("parts", [1, 2])

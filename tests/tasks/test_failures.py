@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from ndeflow import predictions
 from ndeflow.contracts import Batch, DataSpec, Output, Regularizer
 from ndeflow.metrics import Averages
-from ndeflow.models import NeuralODE
+from ndeflow.models import NeuralODE, NeuralSDE
 from ndeflow.models.failures import failures, remaining
+from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.solution import SolveError
+from ndeflow.numerics.stochastic import Stochastic
 from ndeflow.regularizers import GlobalError
 from ndeflow.tasks import Classification, Forecasting
 from ndeflow.tasks.base import Task
@@ -45,6 +47,25 @@ class Classes(Growing):
         return torch.cat([ys[:, -1], -ys[:, -1]], dim=1)
 
 
+class Noisy(NeuralSDE):
+    """Classes by where y ends, dy = rate y^3 dt + width dW: from far out it overflows in a few Euler steps."""
+
+    def __init__(self, **settings: Any) -> None:
+        solver = Stochastic("euler", steps=10, on_failure="mask", compile="off")
+        super().__init__(noise_size=1, draws=2, solver=solver, **settings)
+        self.rate, self.width = (nn.Parameter(torch.tensor(x, dtype=torch.float64)) for x in (1.0, 0.3))
+        self.spec = SPEC
+
+    def drift(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.rate * y**3
+
+    def diffusion(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.width.expand_as(y)
+
+    def decode(self, ys: Tensor, batch: Batch) -> Tensor:
+        return torch.cat([ys[:, -1], -ys[:, -1]], dim=1)
+
+
 class Ends(Regularizer):
     """The mean of the last state's square, which must be finite."""
 
@@ -53,7 +74,8 @@ class Ends(Regularizer):
 
     def penalty(self, model, output, batch, solved):
         (one,) = solved
-        assert len(output.prediction) == len(batch.index) == len(one.solution.problem.y0)
+        draws, rows = output.prediction.shape[:2] if output.draws else (1, len(output.prediction))
+        assert rows == len(batch.index) and draws * rows == len(one.solution.problem.y0)
         return one.solution.ys[:, one.probes].square().mean()
 
 
@@ -125,6 +147,29 @@ def test_draws_are_left_out_together():
 def test_a_batch_without_a_row_left_gives_a_zero_that_touches_every_parameter():
     made = task()
     assert gradient(made, batch(4.0, 5.0)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()])
+def test_paths_of_an_sde_that_overflow_leave_a_training_step_as_if_they_had_not_been_there(adjoint):
+    whole, good = batch(0.1, 9.0, 0.3, -8.0, -0.2), torch.tensor([0, 2, 4])
+    made = Classification(Noisy(adjoint=adjoint), torch.optim.SGD, regularizers={"ends": Ends()})
+    made._weights = lambda: {"ends": 0.5}
+    losses = [made.objective(data) for data in (whole, whole.of(good))]
+    found, wanted = (torch.autograd.grad(loss, list(made.model.parameters())) for loss in losses)
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-12)
+    for a, b in zip(found, wanted, strict=True):
+        assert b.isfinite() and b != 0
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    assert failures(made.model(whole)).tolist() == [False, True, False, True, False]
+
+
+def test_a_batch_of_paths_that_all_overflow_has_zero_gradients():
+    model = Noisy()
+    made = Classification(model, torch.optim.SGD)
+    made.objective(batch(9.0, -8.0)).backward()
+    assert model.rate.grad == 0 and model.width.grad == 0
+    gradients = torch.autograd.grad(model(batch(9.0, -8.0)).prediction.sum(), list(model.parameters()))
+    assert all(gradient == 0 for gradient in gradients)
 
 
 class Ordered(tiny.TinyLoader):
