@@ -77,15 +77,15 @@ def twice_milstein(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: T
 
 
 def in_stratonovich(sde: Terms, t: Tensor, z: Tensor, h: Tensor) -> Terms:
-    """An SDE in the sense of Ito with the drift of its Stratonovich form, by what it is below Ito's at (t, z), g' g / 2.
+    """An SDE in the sense of Ito with the drift of its Stratonovich form, which is below Ito's by g' g / 2 at (t, z).
 
     For scalar and diagonal noise: (g(z + g sqrt h) - g(z - g sqrt h)) / (4 sqrt h), to O(h). Kloeden & Platen 1992,
     §4.9.
     """
-    g, root = sde.diffusion(t, z), nonzero_root(per_row(h))
-    ahead = sde.spread(g, root.expand(len(z), g.shape[-1]))
-    change = sde.diffusion(t, z + ahead) - sde.diffusion(t, z - ahead)
-    below = 0.25 * sde.spread(change, root.reciprocal().expand(len(z), g.shape[-1]))
+    g = sde.diffusion(t, z)
+    root = nonzero_root(per_row(h)).expand(len(z), g.shape[-1])
+    ahead = sde.spread(g, root)
+    below = 0.25 * sde.spread(sde.diffusion(t, z + ahead) - sde.diffusion(t, z - ahead), root.reciprocal())
     return sde._replace(drift=lambda t, z: sde.drift(t, z) - below, ito=False)
 
 
@@ -129,8 +129,9 @@ class AdaptiveStochastic(Adaptive):
 
     The scaled error decides as in `RungeKutta`, whose options these are; it is on the graph, increments are constants.
     Steps end at save times, or at the knots of a control path; then save times must be knots. Between two of these they
-    are nodes of a dyadic tree: see `nodes`. The path of a row over an interval between save times depends on the
-    problem's `Brownian`, the interval's number and its length alone, not on tolerances or other rows. States between steps (probes) are interpolated linearly, with shared stepping.
+    are nodes of a dyadic tree: see `nodes`. The path of a row there depends on the problem's `Brownian`, the interval's
+    number and its length alone, not on tolerances or other rows. States between steps (probes) are interpolated
+    linearly, with shared stepping.
 
     stats.nfe counts the drift: 2 an attempt. Raises as `RungeKutta` does, and ValueError for what a method cannot step.
     """
@@ -206,7 +207,7 @@ class AdaptiveStochastic(Adaptive):
         """
         assert isinstance(leg, InitialValue)
         noise = z.new_ones(len(z), *[2] * (self.parts - 1), leg.problem.field.noise_size)
-        ratio = self.advance(leg, leg.start, z, leg.length * SMALL, None, noise).ratio
+        ratio: Any = self.advance(leg, leg.start, z, leg.length * SMALL, None, noise).ratio
         error = self.together(leg, ratio)
         longer = (0.25 / error) ** (1 / self.order)
         longer = torch.where(error.isfinite(), longer.clamp(max=100.0), 1.0)

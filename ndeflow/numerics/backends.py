@@ -19,7 +19,7 @@ from ndeflow.numerics.mesh import Place
 from ndeflow.numerics.seeds import mix
 from ndeflow.numerics.segments import adaptive_segments, fixed_segments
 from ndeflow.numerics.solution import Solution, SolveError
-from ndeflow.numerics.stochastic import Driven, check_sde, terms
+from ndeflow.numerics.stochastic import Numbered, check_sde, terms
 from ndeflow.numerics.system import InitialValue
 
 
@@ -200,7 +200,7 @@ class TorchSDE(Foreign):
             )
         if problem.keep_mesh:
             raise ValueError("torchsde does not give the states at its steps; use Stochastic()")
-        return Driven(problem, fixed_segments(problem), self.steps, channels(sde, TORCHSDE[method].area))
+        return Numbered(problem, fixed_segments(problem), self.steps, channels(sde, TORCHSDE[method].area))
 
     def runs(self, system: InitialValue) -> list[range]:
         """Save intervals of equal length are crossed in one call, unless times need gradients."""
@@ -218,7 +218,7 @@ class TorchSDE(Foreign):
         import torchsde
 
         leg, first, last = call.system, round(call.marks[0]), round(call.marks[-1])
-        assert isinstance(leg, Driven)
+        assert isinstance(leg, Numbered)
         count = self.steps * (last - first)
         h = (leg.segments.edges[last] - leg.segments.edges[first]) / count
         method = self.method_for(leg.problem.field)
@@ -289,7 +289,7 @@ class Increments:
     paths have opposite W, H and a.
     """
 
-    def __init__(self, leg: Driven, z: Tensor, first: int, area: str) -> None:
+    def __init__(self, leg: Numbered, z: Tensor, first: int, area: str) -> None:
         sde = leg.problem.field
         self._path, self._first, self._size = leg.path, first, sde.noise_size
         self._still = leg.columns if sde.noise_type == "diagonal" else 0

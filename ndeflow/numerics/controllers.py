@@ -50,7 +50,7 @@ class Controller(ABC):
         return (self.safety * power).clamp(self.smallest, self.largest)
 
     @abstractmethod
-    def _power(self, ratio: Any, previous: Any, order: int) -> Any:
+    def _power(self, ratio: Any, previous: Any, order: float) -> Any:
         """After an accepted step, without safety and bounds, of numbers or tensors; after a rejected one all follow the
         elementary rule."""
 
@@ -58,7 +58,7 @@ class Controller(ABC):
 LEAST = 1e-4  # of the previous errors that count
 
 
-def _elementary(ratio: Any, order: int) -> Any:
+def _elementary(ratio: Any, order: float) -> Any:
     return ratio ** (-1 / order)
 
 
@@ -67,7 +67,7 @@ def _elementary(ratio: Any, order: int) -> Any:
 class I(Controller):  # noqa: E742
     """ratio^(-1/order): the elementary controller. Hairer, Norsett, Wanner 1993, eq. II.4.13."""
 
-    def _power(self, ratio: Any, previous: Any, order: int) -> Any:
+    def _power(self, ratio: Any, previous: Any, order: float) -> Any:
         return _elementary(ratio, order)
 
 
@@ -83,5 +83,5 @@ class PI(Controller):
     alpha: float = 0.7
     beta: float = 0.4
 
-    def _power(self, ratio: Any, previous: Any, order: int) -> Any:
+    def _power(self, ratio: Any, previous: Any, order: float) -> Any:
         return ratio ** (-self.alpha / order) * previous ** (self.beta / order)

@@ -164,7 +164,9 @@ class Engine(Stepper):
         before, *carry = self._run("undo", leg, self._inputs(t, h, z, carry, noise))
         return before, replay.packed(carry)
 
-    def normals(self, leg: Any, word: Tensor, place: Tensor, low: Tensor, high: Tensor, index: Tensor) -> Any:
+    def normals(
+        self, leg: Any, word: Tensor, place: Tensor, low: Tensor, high: Tensor, index: Tensor
+    ) -> Sequence[Tensor]:
         return self._run("normals", leg, [word, place, low, high, index])
 
     def take(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any = None) -> Kept:

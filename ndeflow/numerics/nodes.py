@@ -13,6 +13,7 @@ The noise of nodes is that of `tree`; each node is split once for as long as the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -38,18 +39,22 @@ class Splits:
 
     def root(self, place: Tensor) -> Tensor:
         """The pair of the whole segment. place: 0, as `halves` will be given it."""
-        w, area = self.stepper.normals(self.leg, place.new_zeros(()), place, *self.key, self.index)
+        w, area = self._normals(place.new_zeros(()), place)
         return torch.stack([w, area / math.sqrt(12)], dim=1)
 
     def halves(self, pair: Tensor, level: int, place: Tensor) -> Tensor:
         """(L, 2, 2, m): the pairs of the left and right half of a node. place: 0-dim, or (L,), of each row."""
         word = place.new_full((), (level + 1) << LEVEL)
-        x1, x2 = self.stepper.normals(self.leg, word, place, *self.key, self.index)
+        x1, x2 = self._normals(word, place)
         root = 2.0 ** (-0.5 * level)
         w, area = pair.unbind(1)
         odd = torch.stack([1.5 * area + (0.25 * root) * x1, (root / math.sqrt(48)) * x2], dim=1)
         even = torch.stack([0.5 * w, 0.25 * area - (0.125 * root) * x1], dim=1)
         return torch.stack([even + odd, even - odd], dim=1)
+
+    def _normals(self, word: Tensor, place: Tensor) -> Sequence[Tensor]:
+        low, high = self.key
+        return self.stepper.normals(self.leg, word, place, low, high, self.index)
 
 
 @final
@@ -129,7 +134,7 @@ class RowNodes:
         return torch.minimum(dtheta.clamp(self.least, 1.0).log2().floor().exp2(), aligned)
 
     def reach(self, theta: Tensor, size: Tensor) -> Tensor:
-        """The levels from which and up to which nodes must be split for the steps of rows not at the end: (2,) int64."""
+        """From which level up to which nodes must be split for these steps, of rows not at the end: (2,) int64."""
         _, missing = self._missing(theta, size)
         every = (missing & (theta < 1)).any(dim=1).long()
         return torch.stack([every.argmax(), (every * (self.levels[:, 0] + 1)).amax()])

@@ -171,10 +171,10 @@ def failure(
 
 
 def non_finite_start(
-    leg: System, z: Tensor, slope: Tensor, rules: Rules, rows: Tensor | None, total: int
+    leg: System, z: Tensor, slope: Tensor | None, rules: Rules, rows: Tensor | None, total: int
 ) -> SolveError:
     """The error for a march that cannot begin. rows: which of `total` rows the leg holds; None: all."""
-    bad = (z + slope).isfinite().reshape(len(z), -1).all(dim=1).logical_not()
+    bad = (z + (leg.slope(z) if slope is None else slope)).isfinite().reshape(len(z), -1).all(dim=1).logical_not()
     place = int(bad.int().argmax())
     rows = torch.arange(total, device=bad.device) if rows is None else rows
     t, h = leg.row_moment(0.0, 1.0, place)

@@ -179,14 +179,13 @@ class PerSample(Pace):
 
     def _note(self, step: Step, theta: Tensor, places: Tensor | None, fresh: bool) -> None:
         """Note the step of the live rows at some places; None: of all."""
-        start, rows = [theta, self.size, self.z, self.carry, self.noise], self.rows
+        start = [replay.taken(x, places) for x in (theta, self.size, self.z, self.carry)]
+        noise, rows = replay.taken(self.noise, places), self.rows
         if places is not None:
-            start = [replay.taken(x, places) for x in start]
             rows = self._numbers(places)
             own = {k: x[places] for k, x in step._asdict().items() if isinstance(x, Tensor)}
             step = step._replace(**own, kept=None)  # what was kept is of all rows
-        *start, noise = start
-        self.trace.accept(Node(self.leg.segment, *start, fresh, noise, rows), step)
+        self.trace.accept(Node(self.leg.segment, *start, fresh=fresh, noise=noise, rows=rows), step)
 
     def _leave(self, gone: Tensor, count: int, status: Tensor | None) -> None:
         """Rows at the end of the segment, or failed, leave; the others stay. status: (L,), None: none failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, final
 
 from torch import Tensor
@@ -40,7 +41,9 @@ class Stepper(ABC):
         """z and carry before a step, from those after it, as the solver's `undo`."""
         raise NotImplementedError
 
-    def normals(self, leg: Any, word: Tensor, place: Tensor, low: Tensor, high: Tensor, index: Tensor) -> Any:
+    def normals(
+        self, leg: Any, word: Tensor, place: Tensor, low: Tensor, high: Tensor, index: Tensor
+    ) -> Sequence[Tensor]:
         """The normals of a node of the trees with the key (low, high): see `node_normals`."""
         return node_normals((low, high), index, word, place, leg.channels, leg.problem.y0.dtype)
 

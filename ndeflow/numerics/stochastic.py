@@ -154,7 +154,7 @@ class Stochastic(FixedMarching):
 
     def system(self, problem: Problem) -> Numbered:
         self.check(problem)
-        return Numbered(problem, self.cut(problem), self.steps)
+        return Numbered(problem, self.cut(problem), self.steps, problem.field.noise_size)
 
     @property
     def evaluations(self) -> int:
@@ -191,7 +191,7 @@ class Stochastic(FixedMarching):
 
     def begin(self, system: System, t: Tensor, z: Tensor, slope: Tensor | None) -> Any:
         assert isinstance(system, InitialValue)
-        slope = super().begin(system, t, z, slope)
+        slope = system.slope(z) if slope is None else slope
         return reversible_heun.begin(terms(system), t.to(z.dtype), z, slope) if self.reversible else slope
 
     def advance(
@@ -238,13 +238,13 @@ class Driven(InitialValue):
 class Numbered(Driven):
     """With noise by the numbers of `steps` steps a segment: `path(n)` gives the normals of step n.
 
-    key: the two words of the noise's seed, as tensors.
+    normals: how many a step has for each row. key: the two words of the noise's seed, as tensors.
     """
 
-    def __init__(self, problem: Problem, segments: Segments, steps: int) -> None:
+    def __init__(self, problem: Problem, segments: Segments, steps: int, normals: int) -> None:
         super().__init__(problem, segments)
         y0, total = problem.y0, steps * (len(segments.edges) - 1)
-        self.path = Path(problem.noise, self.channels, total, batch=len(y0), dtype=y0.dtype, device=y0.device)
+        self.path = Path(problem.noise, normals, total, batch=len(y0), dtype=y0.dtype, device=y0.device)
         self.key = torch.tensor(problem.noise.key, device=y0.device).unbind()
 
 

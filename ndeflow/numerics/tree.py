@@ -84,14 +84,15 @@ def increment(
 
 def node_normals(
     key: Sequence[Any], index: Tensor, word: Tensor, place: Tensor, size: int, dtype: torch.dtype
-) -> Iterator[Tensor]:
+) -> tuple[Tensor, Tensor]:
     """X1 and X2 of a node, (B, size) each, or of the root, W and sqrt(12) H; a pure function of tensors.
 
     word: (j + 1) 2^26 of a node at level j, 0 of the root. place: the node's, 0 of the root. Both int64, 0-dim or (B,).
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     normals = row_normals(key, index, word.view(-1, 1), place.view(-1, 1) & WORD, 2 * size, wide)
-    return iter(normals.to(dtype).unflatten(-1, (size, 2)).unbind(-1))
+    x1, x2 = normals.to(dtype).unflatten(-1, (size, 2)).unbind(-1)
+    return x1, x2
 
 
 def _root(start: Tensor, stop: Tensor, depth: int, dtype: torch.dtype) -> Tensor:
