@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
@@ -17,8 +17,11 @@ class ControlPath(ABC):
 
     knots: (K,), or (B, K) where rows have their own; nondecreasing. An interval of length zero (padding) is passed
     over: X is constant there. Before the first knot and after the last the outermost intervals are continued.
+
+    smoothness: how often X can be differentiated at a knot between two other intervals; -1: it may jump.
     """
 
+    smoothness: ClassVar[int] = -1
     knots: Tensor
 
     def at_observations(self) -> Tensor:
@@ -122,6 +125,8 @@ Interpolation = Callable[[Tensor, Tensor, Tensor], ControlPath]  # (ts, xs, mask
 class Linear(Piecewise):
     """Straight lines from observation to observation; dX/dt jumps at the knots."""
 
+    smoothness = 0
+
     @classmethod
     def through(cls, ts: Tensor, xs: Tensor, mask: Tensor | None = None) -> Linear:
         """The path through xs (B, T, C) at ts: (T,) or (B, T), nondecreasing, T at least 2.
@@ -143,6 +148,8 @@ class Hermite(Piecewise):
     first interval, and one after an interval of length zero, has p = m: a line. Morrill, Kidger, Yang, Lyons 2021,
     "Neural controlled differential equations for online prediction tasks".
     """
+
+    smoothness = 1
 
     @classmethod
     def through(cls, ts: Tensor, xs: Tensor, mask: Tensor | None = None) -> Hermite:

@@ -29,6 +29,14 @@ class Clock(NamedTuple):
         return Clock(*torch.stack(self)[:, rows])
 
 
+class Left(NamedTuple):
+    """Rows at the end of a segment, None: all, their packed states and dz/dt there."""
+
+    rows: Tensor | None
+    z: Tensor
+    carry: Tensor
+
+
 @final
 class PerSample(Pace):
     """A step for each row, judged by its own error. All rows cross a segment together; a row at its end is evaluated
@@ -45,7 +53,7 @@ class PerSample(Pace):
     def __init__(self, rules: Rules, stepper: Stepper, trace: Trace, mask: bool) -> None:
         super().__init__(rules, stepper, trace)
         self.mask, self.count, self.unstarted = mask, 0, len(trace.z0)
-        self.left: list[tuple[Tensor | None, Tensor]] = [(None, trace.z0)]  # rows at their ends, and their states
+        self.left: list[Left] = [Left(None, trace.z0, torch.zeros_like(trace.z0))]
 
     @property
     def open(self) -> bool:
@@ -53,16 +61,20 @@ class PerSample(Pace):
 
     def enter(self, leg: System, slope: Tensor | None) -> None:
         assert isinstance(leg, InitialValue)
-        order = owners([rows for rows, _ in self.left], self.trace.z0).argsort()
-        z = torch.cat([z for _, z in self.left])[order] if len(self.left) > 1 else self.left[0][1]
+        order = owners([left.rows for left in self.left], self.trace.z0).argsort()
+        z, carry = self.left[0][1:]
+        if len(self.left) > 1:
+            z, carry = (torch.cat([left[i] for left in self.left])[order] for i in (1, 2))
         self.whole, self.left = leg, []
-        self.rows = self._moving(leg, z)
+        self.rows = self._moving(leg, z, carry)
         if not self.open:
             return
-        self.leg, self.z = (leg, z) if self.rows is None else (leg.of(self.rows), z[self.rows])
+        self.leg, self.z, self.carry = leg, z, carry
+        if self.rows is not None:
+            self.leg, self.z, self.carry = leg.of(self.rows), z[self.rows], carry[self.rows]
         self._wind(slope if slope is None or self.rows is None else slope[self.rows])
 
-    def _moving(self, leg: InitialValue, z: Tensor) -> Tensor | None:
+    def _moving(self, leg: InitialValue, z: Tensor, carry: Tensor) -> Tensor | None:
         """The rows that move in this segment, None: all; the others have left it already."""
         failures, self.count = self.trace.failures, leg.moving
         if failures is None and leg.moving == leg.rows:
@@ -72,7 +84,7 @@ class PerSample(Pace):
             moving = moving & ~failures.failed
             self.count = int(moving.sum())
         rows, still = _parted(moving, self.count)
-        self.left.append((still, z[still]))
+        self.left.append(Left(still, z[still], carry[still]))
         return rows
 
     def _wind(self, slope: Tensor | None) -> None:
@@ -96,11 +108,12 @@ class PerSample(Pace):
     def _first(self, new: Tensor, dtheta: Tensor, slope: Tensor | None) -> Tensor:
         """dtheta, with the first steps of rows that have not moved before; makes the carry."""
         count = int(new.sum()) if self.unstarted else 0
-        self.unstarted -= count
+        self.unstarted, self.fresh = self.unstarted - count, count > 0 or self.leg.renewed
         if count == self.count:
             self.carry, first = self.stepper.start(self.leg, self.z, slope)
             return first
-        self.carry = self.stepper.begin(self.leg, self.z, slope)
+        if self.fresh:
+            self.carry = self.stepper.begin(self.leg, self.z, slope)
         if count == 0:
             return dtheta
         places, _ = _parted(new, count)
@@ -121,7 +134,8 @@ class PerSample(Pace):
         accepted = good
         if step.y.requires_grad and torch.is_grad_enabled():
             accepted = good & ratio.isfinite().all()
-        held, ended, fresh = good & ~accepted, accepted & self.last, accepted & (clock.theta == 0)
+        held, ended, first = good & ~accepted, accepted & self.last, accepted & (clock.theta == 0)
+        fresh = first if self.fresh else torch.zeros_like(first)
         proposed = size * self.rules.controller.factors(ratio, clock.previous, self.rules.order)
         tries = clock.tries + ~held
         stuck, spent = ~good & (proposed < clock.least), ~ended & (tries >= self.rules.max_steps)
@@ -170,7 +184,7 @@ class PerSample(Pace):
         """Rows at the end of the segment, or failed, leave; the others stay. status: (L,), None: none failed."""
         out, stay = _parted(gone, count)
         rows, clock = self._numbers(out), self.clock.of(out)
-        self.left.append((rows, self.z[out]))
+        self.left.append(Left(rows, self.z[out], self.carry[out]))
         self.memory[:, rows] = torch.stack([clock.dtheta * self._length()[out], clock.previous, clock.tries])
         if status is not None:
             self._fail(rows, status[out], clock.theta)

@@ -23,6 +23,8 @@ class Rectilinear(Piecewise):
     of interpolation scheme for neural CDEs".
     """
 
+    smoothness = 0
+
     @classmethod
     def through(cls, ts: Tensor, xs: Tensor, mask: Tensor | None = None) -> Rectilinear:
         """The path through xs (B, T, C), whose first channel is ts: (T,) or (B, T), as `augment` makes it.

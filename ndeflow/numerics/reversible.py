@@ -111,7 +111,7 @@ def _own_reverse(solver: Solver, problem: Problem) -> Solution:
         )
     replay.needs_module(problem, "Reversible")
     system, recording = solver.system(problem), replay.records(problem)
-    if system.renewed:
+    if system.segments.pieces is not None:
         raise ValueError("expected an SDE without control path for Reversible, got one with; use Checkpointed()")
     marched = solver.engage(system, recording, keeping=False)
     if not recording:

@@ -24,6 +24,8 @@ class NaturalCubic(Piecewise):
     interval of length zero ends a spline and begins another. de Boor 1978, "A practical guide to splines", chapter 4.
     """
 
+    smoothness = 2
+
     @classmethod
     def through(cls, ts: Tensor, xs: Tensor, mask: Tensor | None = None) -> NaturalCubic:
         """The path through xs (B, T, C) at ts; arguments and errors as in `Linear.through`.
