@@ -136,7 +136,7 @@ class Linear(Piecewise):
         shapes that do not fit and for decreasing times.
         """
         xs = filled(ts, xs, mask)
-        return cls(ts, (xs[:, :-1], _slopes(ts, xs)))
+        return cls(ts, by_piece(xs[:, :-1], _slopes(ts, xs)))
 
 
 @final
@@ -159,7 +159,12 @@ class Hermite(Piecewise):
         end = _slopes(ts, xs)
         start = torch.cat([end[:, :1], torch.where(still[..., :-1, :], end[:, 1:], end[:, :-1])], dim=1)
         bend = torch.where(still, 0.0, end - start) / width
-        return cls(ts, (xs[:, :-1], torch.where(still, 0.0, start), 2 * bend, -bend / width))
+        return cls(ts, by_piece(xs[:, :-1], torch.where(still, 0.0, start), 2 * bend, -bend / width))
+
+
+def by_piece(*coefficients: Tensor) -> list[Tensor]:
+    """Coefficients (B, K - 1, C) that lie in memory piece by piece, so that none is copied when a solve asks for it."""
+    return [c.transpose(0, 1).contiguous().transpose(0, 1) for c in coefficients]
 
 
 def _widths(ts: Tensor, xs: Tensor) -> tuple[Tensor, Tensor]:

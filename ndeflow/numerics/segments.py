@@ -88,16 +88,14 @@ class Segments:
 
     def bounds(self, segment: int) -> tuple[Tensor, Tensor]:
         """The start of a segment and its length, 0-dim or (B,)."""
-        if segment not in self._bounds:
-            edge, after = self.edges[segment], self.edges[segment + 1]
-            if self.numbers is None:
-                return edge, after - edge
-            self._bounds[segment] = edge, after - edge
+        if self.numbers is None:
+            return self.edges[segment], self.edges[segment + 1] - self.edges[segment]
         return self._bounds[segment]
 
     @cached_property
-    def _bounds(self) -> dict[int, tuple[Tensor, Tensor]]:
-        return {}
+    def _bounds(self) -> list[tuple[Tensor, Tensor]]:
+        """Of all segments with edges that are known as numbers, and so on no graph."""
+        return list(zip(self.edges[:-1].unbind(), self.edges.diff(dim=0).unbind(), strict=True))
 
     def locate(self, times: Tensor) -> Places:
         """The places of times (M,) or (B, M); a time at an edge belongs to the segment that ends there.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ndeflow.numerics.observations import checked, filled
-from ndeflow.numerics.paths import Piecewise
+from ndeflow.numerics.paths import Piecewise, by_piece
 
 SWEEPS = 6  # couplings are at most 1/2 and are squared by each: 2^-64, below rounding
 
@@ -45,7 +45,7 @@ class NaturalCubic(Piecewise):
         shifted = _shifted([c.gather(1, place) for c in cubics], times[:, :-1] - own.gather(1, place))
         still = ts.diff(dim=-1).unsqueeze(-1) == 0
         value, *slopes = (c.to(xs.dtype) for c in shifted)
-        return cls(ts, (value, *(torch.where(still, 0.0, c) for c in slopes)))
+        return cls(ts, by_piece(value, *(torch.where(still, 0.0, c) for c in slopes)))
 
 
 def _cubics(times: Tensor, xs: Tensor, known: Tensor) -> list[Tensor]:
