@@ -12,29 +12,31 @@ aten = torch.ops.aten
 
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
 
+Shaped = dict[fx.Node, fx.Node]  # flat values, and the same in the shape of a product
+
 
 def flatten_late(graph: fx.GraphModule) -> None:
-    """Rewrite f(flat(a b^T), x) as flat(f(a b^T, x in its shape)), for an f of elements, in place.
+    """Rewrite f(flat(a b^T), x) as flat(f(a b^T, x in its shape)), for an f of elements, or of columns, in place.
 
     The gradient of a matrix that was multiplied by a vector is such a product. In its own shape the compiler finds the
-    elements of a and b by loops, flattened by a division for each element of the product, which takes several times as
-    long. To be called where the graph was traced: new values are traced too.
+    elements of a and b by loops; flattened, by a division for each element of the product, which takes several times
+    as long. To be called where the graph was traced: new values are traced too.
     """
-    shaped: dict[fx.Node, fx.Node] = {}  # flat values, and the same in the shape of a product
+    shaped: Shaped = {}
     for node in list(graph.graph.nodes):
         if node.target in _VIEWS:
-            source = shaped.get(node.args[0], node.args[0])
-            if source in shaped.values() or _is_outer(source):
+            source = node.args[0] if _is_outer(node.args[0]) else shaped.get(node.args[0])
+            if source is not None and _is_static(node):
                 shaped[node] = source
-        elif _is_elementwise(node) and not shaped.keys().isdisjoint(node.all_input_nodes):
+        elif _is_column(node, shaped) or _is_elementwise(node, shaped):
             _reshape(graph.graph, node, shaped)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
 
-def _reshape(graph: fx.Graph, node: fx.Node, shaped: dict[fx.Node, fx.Node]) -> None:
-    """Replace a node by the flattened result of the same operation in the shape of the first product it reads."""
-    shape = next(_shape(shaped[x]) for x in node.all_input_nodes if x in shaped)
+def _reshape(graph: fx.Graph, node: fx.Node, shaped: Shaped) -> None:
+    """Put in its place the flattened result of the same operation in the shape of the first product it reads."""
+    shape = next(_sizes(shaped[x]) for x in node.all_input_nodes if x in shaped)
 
     def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         new = graph.call_function(target, args, kwargs)
@@ -42,34 +44,52 @@ def _reshape(graph: fx.Graph, node: fx.Node, shaped: dict[fx.Node, fx.Node]) -> 
         return new
 
     def moulded(x: fx.Node) -> fx.Node:
-        if x in shaped and _shape(shaped[x]) == shape:
+        if x in shaped and _sizes(shaped[x]) == shape:
             return shaped[x]
-        return call(aten.view.default, x, [-1, *shape[1:]]) if x.meta["val"].dim() else x
+        return call(aten.view.default, x, [-1, *shape]) if _value(x).dim() else x
 
     with graph.inserting_before(node):
         result = call(node.target, *map_arg(node.args, moulded), **map_arg(node.kwargs, moulded))
-        flat = call(aten.view.default, result, [-1, *_shape(node)[1:]])
+        flat = call(aten.view.default, result, [-1, *_sizes(node)])
     shaped[flat] = result
     node.replace_all_uses_with(flat)
 
 
-def _is_outer(node: fx.Node) -> bool:
-    """Whether it is the product of a column and a row, for each of the rows of a batch."""
-    return node.target is aten.bmm.default and _shape(node.all_input_nodes[0])[2] == 1
+def _is_outer(node: Any) -> bool:
+    """Whether it is the product of a column and a row, for each row of a batch."""
+    return node.target is aten.bmm.default and _sizes(node.args[0])[1] == 1 and _is_static(node)
 
 
-def _is_elementwise(node: fx.Node) -> bool:
-    """Whether it is made element by element of contiguous values of its own shape and of numbers."""
+def _is_static(node: fx.Node) -> bool:
+    """Whether all its sizes but the first are plain numbers."""
+    return all(isinstance(n, int) for n in _sizes(node))
+
+
+def _is_column(node: fx.Node, shaped: Shaped) -> bool:
+    """Whether it puts flattened products of one shape on one another."""
+    if node.target is not aten.cat.default or node.args[1:] not in ((), (0,)):
+        return False
+    parts = node.all_input_nodes
+    return all(x in shaped and _sizes(shaped[x]) == _sizes(shaped[parts[0]]) for x in parts)
+
+
+def _is_elementwise(node: fx.Node, shaped: Shaped) -> bool:
+    """Whether it is made, element by element, of flattened products, contiguous values of their shape, and numbers."""
     if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.pointwise not in node.target.tags:
         return False
-    values = [node.meta["val"], *(x.meta["val"] for x in node.all_input_nodes)]
-    return all(
-        isinstance(x, Tensor) and (x.dim() == 0 or (x.shape == values[0].shape and x.is_contiguous())) for x in values
-    )
+    if shaped.keys().isdisjoint(node.all_input_nodes):
+        return False
+    inputs = [_value(x) for x in node.all_input_nodes]
+    return all(isinstance(x, Tensor) and (x.dim() == 0 or _alike(x, _value(node))) for x in inputs)
 
 
-def _shape(node: fx.Node) -> list[Any]:
-    return list(node.meta["val"].shape)
+def _alike(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and x.is_contiguous()
+
+
+def _sizes(node: fx.Node) -> list[Any]:
+    """All but the first."""
+    return list(_value(node).shape[1:])
 
 
 def _value(node: fx.Node) -> Any:
