@@ -64,7 +64,7 @@ class PerSample(Pace):
         order = owners([left.rows for left in self.left], self.trace.z0).argsort()
         z, carry = self.left[0][1:]
         if len(self.left) > 1:
-            z, carry = (torch.cat([left[i] for left in self.left])[order] for i in (1, 2))
+            z, carry = (torch.cat(parts)[order] for parts in list(zip(*self.left, strict=True))[1:])
         self.whole, self.left = leg, []
         self.rows = self._moving(leg, z, carry)
         if not self.open:
