@@ -28,10 +28,11 @@ def flatten_late(graph: fx.GraphModule) -> None:
             source = node.args[0] if _is_outer(node.args[0]) else shaped.get(node.args[0])
             if source is not None and _is_static(node):
                 shaped[node] = source
-        elif _is_column(node, shaped) or _is_elementwise(node, shaped):
+        elif shaped and (_is_column(node, shaped) or _is_elementwise(node, shaped)):
             _reshape(graph.graph, node, shaped)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+    if shaped:
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
 
 
 def _reshape(graph: fx.Graph, node: fx.Node, shaped: Shaped) -> None:
