@@ -12,7 +12,7 @@ sde-*: steps of Euler-Maruyama, Milstein; a row's name says its adjoint, then it
        inside its time. philox: ndeflow's; interval: torchsde's BrownianInterval, told the steps, default: as torchsde
        makes it; randn: a loop written by hand; rbg: lax.scan, XLA's generator; tree: diffrax's VirtualBrownianTree.
 cde-*: on a cubic with backward differences, rk4 from knot to knot or dopri5, rtol = atol = 1e-4, beside torchcde
-       (jumps: told the knots) and diffrax; a row's name says its adjoint. torchcde's rk4 is the 3/8 rule.
+       and diffrax (jumps: told the knots); a row's name says its adjoint. torchcde's rk4 is the 3/8 rule.
 
 nfe           evaluations of the field forward, + again in the backward pass; times compare where they agree; torchsde
               and torchcde make one more, to look at shapes

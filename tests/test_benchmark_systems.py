@@ -63,6 +63,8 @@ def small(case: Case, name: str) -> tuple[System[Any], Any]:
         ("torchcde-autograd", "rk4", 17, 1e-2),  # one to look at the shapes
         ("torchcde-autograd", "dopri5", 63, 0.1),  # it steps across knots
         ("torchcde-autograd-jumps", "dopri5", 37, 1e-3),
+        ("diffrax-checkpointed-jumps", "dopri5", 32, 1e-3),
+        ("diffrax-backsolve-jumps", "dopri5", 32, 1e-3),
     ],
 )
 def test_systems_solve_the_same_cde(name, method, nfe, most):

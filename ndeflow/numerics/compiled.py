@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from ndeflow.numerics.allocator import keep_freed_memory
 from ndeflow.numerics.audit import Refusal, audit, explain, steady, writes
 from ndeflow.numerics.inplace import write_anew
+from ndeflow.numerics.outer import flatten_late
 from ndeflow.numerics.partition import cut
 from ndeflow.numerics.rewrites import Rewriter
 from ndeflow.numerics.sums import join_sums
@@ -155,6 +156,7 @@ class Traced:
                 self.graph = make_fx(functionalize(self.graph), tracing_mode="real")(*fakes)
             _attach(self.graph)
             join_sums(self.graph)
+            flatten_late(self.graph)
 
     def rewritten(self, graph: fx.GraphModule, rules: Rules) -> fx.GraphModule:
         """A graph of values of this one, by some rules (see `Rewriter`), in the operations that `lower` takes."""

@@ -123,6 +123,16 @@ def required_path(context: Any = None) -> ControlPath:
     return path
 
 
+def continuous(field: Any, context: Any) -> bool:
+    """Whether a field has no jump at the knots of the context's control path, but at intervals of length zero."""
+    path = path_of(context)
+    if path is None:
+        return True
+    return (isinstance(field, Controlled) and path.smoothness >= 1) or (
+        isinstance(field, ODEByValue) and path.smoothness >= 0
+    )
+
+
 def with_piece(context: Any, k: int) -> Any:
     """The context with its control path cut down to segment k; unchanged where there is no path."""
     path = path_of(context)

@@ -155,7 +155,7 @@ class FixedMarching(Marching):
         z, slope = stepper.open()
         trace, carry, first = self.trace(z), None, True
         for leg in system.legs():
-            fresh = first or system.renewed
+            fresh = first or leg.renewed
             if fresh:
                 carry, slope, first = stepper.begin(leg, z, slope), None, False
             for j, noise in enumerate(self.noises(leg, leg.segment * self.steps)):

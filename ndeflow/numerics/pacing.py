@@ -55,7 +55,7 @@ class Pace(ABC):
 
     @abstractmethod
     def enter(self, leg: System, slope: Tensor | None) -> None:
-        """Go on from z into a segment. slope: dz/dt there; None: it is evaluated."""
+        """Go on from z into a segment. slope: dz/dt there; None: it is evaluated, or known from the segment before."""
 
     @abstractmethod
     def attempt(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -84,12 +84,14 @@ class Shared(Pace):
 
     def enter(self, leg: System, slope: Tensor | None) -> None:
         self.leg, length = leg, leg.mean_length()
-        if self.length:
-            self.carry = self.stepper.begin(leg, self.z, slope)
-            self.dtheta = min(1.0, self.dtheta * self.length / length)
-        else:
+        self.fresh = leg.renewed or not self.length
+        if not self.length:
             self.dtheta = self._start(slope)
-        self.length, self.theta, self.fresh = length, 0.0, True
+        else:
+            self.dtheta = min(1.0, self.dtheta * self.length / length)
+            if self.fresh:
+                self.carry = self.stepper.begin(leg, self.z, slope)
+        self.length, self.theta = length, 0.0
         if self.nodes is not None:
             self.nodes.enter(leg)
 

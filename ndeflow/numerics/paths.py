@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
@@ -17,8 +17,11 @@ class ControlPath(ABC):
 
     knots: (K,), or (B, K) where rows have their own; nondecreasing. An interval of length zero (padding) is passed
     over: X is constant there. Before the first knot and after the last the outermost intervals are continued.
+
+    smoothness: how often X can be differentiated at a knot between two other intervals; -1: it may jump.
     """
 
+    smoothness: ClassVar[int] = -1
     knots: Tensor
 
     def at_observations(self) -> Tensor:
@@ -122,6 +125,8 @@ Interpolation = Callable[[Tensor, Tensor, Tensor], ControlPath]  # (ts, xs, mask
 class Linear(Piecewise):
     """Straight lines from observation to observation; dX/dt jumps at the knots."""
 
+    smoothness = 0
+
     @classmethod
     def through(cls, ts: Tensor, xs: Tensor, mask: Tensor | None = None) -> Linear:
         """The path through xs (B, T, C) at ts: (T,) or (B, T), nondecreasing, T at least 2.
@@ -131,7 +136,7 @@ class Linear(Piecewise):
         shapes that do not fit and for decreasing times.
         """
         xs = filled(ts, xs, mask)
-        return cls(ts, (xs[:, :-1], _slopes(ts, xs)))
+        return cls(ts, by_piece(xs[:, :-1], _slopes(ts, xs)))
 
 
 @final
@@ -144,6 +149,8 @@ class Hermite(Piecewise):
     "Neural controlled differential equations for online prediction tasks".
     """
 
+    smoothness = 1
+
     @classmethod
     def through(cls, ts: Tensor, xs: Tensor, mask: Tensor | None = None) -> Hermite:
         """The path through xs (B, T, C) at ts; arguments, missing values and errors as in `Linear.through`."""
@@ -152,7 +159,12 @@ class Hermite(Piecewise):
         end = _slopes(ts, xs)
         start = torch.cat([end[:, :1], torch.where(still[..., :-1, :], end[:, 1:], end[:, :-1])], dim=1)
         bend = torch.where(still, 0.0, end - start) / width
-        return cls(ts, (xs[:, :-1], torch.where(still, 0.0, start), 2 * bend, -bend / width))
+        return cls(ts, by_piece(xs[:, :-1], torch.where(still, 0.0, start), 2 * bend, -bend / width))
+
+
+def by_piece(*coefficients: Tensor) -> list[Tensor]:
+    """Coefficients (B, K - 1, C) that lie in memory piece by piece, so that none is copied when a solve asks for it."""
+    return [c.transpose(0, 1).contiguous().transpose(0, 1) for c in coefficients]
 
 
 def _widths(ts: Tensor, xs: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,14 @@ class Clock(NamedTuple):
         return Clock(*torch.stack(self)[:, rows])
 
 
+class Left(NamedTuple):
+    """Rows at the end of a segment, None: all, their packed states, and dz/dt there or None."""
+
+    rows: Tensor | None
+    z: Tensor
+    carry: Any
+
+
 @final
 class PerSample(Pace):
     """A step for each row, judged by its own error. All rows cross a segment together; a row at its end is evaluated
@@ -46,7 +54,7 @@ class PerSample(Pace):
     def __init__(self, rules: Rules, stepper: Stepper, trace: Trace, nodes: RowNodes | None = None) -> None:
         super().__init__(rules, stepper, trace)
         self.nodes, self.count, self.unstarted = nodes, 0, len(trace.z0)
-        self.left: list[tuple[Tensor | None, Tensor]] = [(None, trace.z0)]  # rows at their ends, and their states
+        self.left: list[Left] = [Left(None, trace.z0, torch.zeros_like(trace.z0))]
 
     @property
     def open(self) -> bool:
@@ -54,20 +62,30 @@ class PerSample(Pace):
 
     def enter(self, leg: System, slope: Tensor | None) -> None:
         assert isinstance(leg, InitialValue)
-        order = owners([rows for rows, _ in self.left], self.trace.z0).argsort()
-        z = torch.cat([z for _, z in self.left])[order] if len(self.left) > 1 else self.left[0][1]
+        z, carry = self._gathered()
         self.whole, self.left = leg, []
-        self.rows = self._moving(leg, z)
+        self.rows = self._moving(leg, z, carry)
         if not self.open:
             return
-        self.leg, self.z = (leg, z) if self.rows is None else (leg.of(self.rows), z[self.rows])
+        self.leg, self.z, self.carry = leg, z, carry
+        if self.rows is not None:
+            self.leg, self.z, self.carry = leg.of(self.rows), z[self.rows], replay.taken(carry, self.rows)
         if self.nodes is not None:
             self.nodes.enter(self.leg, self.rows)
         self._wind(slope if slope is None or self.rows is None else slope[self.rows])
         if self.nodes is not None and self.open:
             self.reach = self._ahead().tolist()
 
-    def _moving(self, leg: InitialValue, z: Tensor) -> Tensor | None:
+    def _gathered(self) -> tuple[Tensor, Any]:
+        """States and carry of all rows, from what they left."""
+        rows, states, carries = zip(*self.left, strict=True)
+        if len(self.left) == 1:
+            return states[0], carries[0]
+        order = owners(rows, self.trace.z0).argsort()
+        carry = None if any(x is None for x in carries) else torch.cat(carries)[order]
+        return torch.cat(states)[order], carry
+
+    def _moving(self, leg: InitialValue, z: Tensor, carry: Any) -> Tensor | None:
         """The rows that move in this segment, None: all; the others have left it already."""
         failures, self.count = self.trace.failures, leg.moving
         if failures is None and leg.moving == leg.rows:
@@ -77,7 +95,7 @@ class PerSample(Pace):
             moving = moving & ~failures.failed
             self.count = int(moving.sum())
         rows, still = _parted(moving, self.count)
-        self.left.append((still, z[still]))
+        self.left.append(Left(still, z[still], replay.taken(carry, still)))
         return rows
 
     def _wind(self, slope: Tensor | None) -> None:
@@ -102,11 +120,12 @@ class PerSample(Pace):
     def _first(self, new: Tensor, dtheta: Tensor, slope: Tensor | None) -> Tensor:
         """dtheta, with the first steps of rows that have not moved before; makes the carry."""
         count = int(new.sum()) if self.unstarted else 0
-        self.unstarted -= count
+        self.unstarted, self.fresh = self.unstarted - count, count > 0 or self.leg.renewed
         if count == self.count:
             self.carry, first = self.stepper.start(self.leg, self.z, slope)
             return first
-        self.carry = self.stepper.begin(self.leg, self.z, slope)
+        if self.fresh:
+            self.carry = self.stepper.begin(self.leg, self.z, slope)
         if count == 0:
             return dtheta
         places, _ = _parted(new, count)
@@ -138,7 +157,8 @@ class PerSample(Pace):
         accepted = good
         if step.y.requires_grad and torch.is_grad_enabled():
             accepted = good & ratio.isfinite().all()
-        held, ended, fresh = good & ~accepted, accepted & self.last, accepted & (clock.theta == 0)
+        held, ended, first = good & ~accepted, accepted & self.last, accepted & (clock.theta == 0)
+        fresh = first if self.fresh else torch.zeros_like(first)
         proposed = size * self.rules.controller.factors(ratio, clock.previous, self.rules.order)
         tries = clock.tries + ~held
         stuck, spent = ~good & (proposed < clock.least), ~ended & (tries >= self.rules.max_steps)
@@ -191,7 +211,7 @@ class PerSample(Pace):
         """Rows at the end of the segment, or failed, leave; the others stay. status: (L,), None: none failed."""
         out, stay = _parted(gone, count)
         rows, clock = self._numbers(out), self.clock.of(out)
-        self.left.append((rows, self.z[out]))
+        self.left.append(Left(rows, self.z[out], replay.taken(self.carry, out)))
         self.memory[:, rows] = torch.stack([clock.dtheta * self._length()[out], clock.previous, clock.tries])
         if status is not None:
             self._fail(rows, status[out], clock.theta)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.numerics.observations import checked, held
-from ndeflow.numerics.paths import Piecewise
+from ndeflow.numerics.paths import Piecewise, by_piece
 
 
 @final
@@ -22,6 +22,8 @@ class Rectilinear(Piecewise):
     time as X's first channel; under `ByValue` rates are rates in s. Morrill, Kidger, Yang, Lyons 2022, "On the choice
     of interpolation scheme for neural CDEs".
     """
+
+    smoothness = 0
 
     @classmethod
     def through(cls, ts: Tensor, xs: Tensor, mask: Tensor | None = None) -> Rectilinear:
@@ -38,7 +40,7 @@ class Rectilinear(Piecewise):
         moves = (ts.diff(dim=-1) > 0).repeat_interleave(2, dim=-1)
         rises = torch.cat([corners, xs[:, -1:]], dim=1).diff(dim=1)
         knots = torch.cat([torch.zeros_like(ts[..., :1]), (moves.to(ts.dtype) / 2).cumsum(dim=-1)], dim=-1)
-        return cls(knots, (corners, torch.where(moves.unsqueeze(-1), 2 * rises, 0.0)))
+        return cls(knots, by_piece(corners, torch.where(moves.unsqueeze(-1), 2 * rises, 0.0)))
 
     def at_observations(self) -> Tensor:
         """Every other knot, (T,) or (B, T); at the knot before, time is that of the observation, not yet read."""

@@ -52,13 +52,13 @@ class Reverse(ABC):
         if n in reads.k1:
             carry1 = [replay.plus(carry1[0] if carry1 else None, reads.k1[n]), *carry1[1:]]
         z1, inner = replay.plus(z1, reads.ends.get(n)), [*estimates, reads.mid.get(n)]
-        z0, carry0 = self._pull(n, node, self._at(node), z1, carry1, inner, k0 if node.fresh else None)
+        z0, carry0 = self._pull(n, node, self._at(n, node), z1, carry1, inner, k0 if node.fresh else None)
         if k0 is not None and not node.fresh:
             carry0[0] = replay.plus(carry0[0], k0)
         return replay.plus(z0, reads.states.get(n)), carry0
 
-    def _at(self, node: Node) -> InitialValue:
-        """The system as it takes the step of a node, made anew where a product frees its graph."""
+    def _at(self, n: int, node: Node) -> InitialValue:
+        """The system as it takes step n, a node, made anew where a product frees its graph."""
         return self.tape.leg(self.system, node)
 
     @abstractmethod
@@ -137,8 +137,12 @@ class CompiledReverse(Reverse):
         self.modules: Sequence[Tensor] = []
         self.leaves: Sequence[Tensor] = []
         self.gradients: Gradients = [None] * len(conditions)
+        self.driven = any(c.requires_grad for c in conditions)
 
-    def _at(self, node: Node) -> InitialValue:
+    def _at(self, n: int, node: Node) -> InitialValue:
+        """Any segment's will do where all that a product reads of it was kept."""
+        if self.leg is not None and self.tape.trace.kept[n] is not None and not (node.fresh or self.driven):
+            return self.leg
         if self.leg is None or self.leg.segment != node.segment or self.rows is not node.rows:
             self._leave()
             self.rows = node.rows

@@ -120,7 +120,7 @@ def _taken_back(solver: Solver, problem: Problem) -> Stochastic:
 
 def _own_reverse(solver: Marching, problem: Problem) -> Solution:
     system, recording = solver.system(problem), replay.records(problem)
-    if system.renewed:
+    if system.segments.pieces is not None:
         raise ValueError("expected an SDE without control path for Reversible, got one with; use Checkpointed()")
     marched = solver.engage(system, recording, keeping=False)
     if not recording:

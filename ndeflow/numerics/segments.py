@@ -55,13 +55,27 @@ class Segments:
     pieces: tuple[int, ...] | None = None
     numbers: tuple[float, ...] | None = None
 
-    @cached_property
+    @property
     def moving(self) -> list[int]:
-        """How many rows move, for each segment (with common times 1: all); read from the device once."""
+        """How many rows move, for each segment (with common times 1: all)."""
+        return self._motion[0]
+
+    @property
+    def departing(self) -> list[int]:
+        """How many of them stood still in the segment before, for each segment; of the first all."""
+        return self._motion[1]
+
+    @cached_property
+    def _motion(self) -> tuple[list[int], list[int]]:
+        """Read from the device once."""
         if self.numbers is not None:
-            return [int(a != b) for a, b in pairwise(self.numbers)]
+            moves = [int(a != b) for a, b in pairwise(self.numbers)]
+            return moves, [int(now > before) for before, now in pairwise([0, *moves])]
         moves = self.edges.detach().diff(dim=0) != 0
-        return (moves.sum(dim=1) if moves.dim() == 2 else moves.int()).tolist()
+        departs = torch.cat([moves[:1], moves[1:] & ~moves[:-1]])
+        found = torch.stack([moves, departs])
+        moving, departing = (found.sum(dim=2) if found.dim() == 3 else found.int()).tolist()
+        return moving, departing
 
     @property
     def first(self) -> int:
@@ -74,16 +88,14 @@ class Segments:
 
     def bounds(self, segment: int) -> tuple[Tensor, Tensor]:
         """The start of a segment and its length, 0-dim or (B,)."""
-        if segment not in self._bounds:
-            edge, after = self.edges[segment], self.edges[segment + 1]
-            if self.numbers is None:
-                return edge, after - edge
-            self._bounds[segment] = edge, after - edge
+        if self.numbers is None:
+            return self.edges[segment], self.edges[segment + 1] - self.edges[segment]
         return self._bounds[segment]
 
     @cached_property
-    def _bounds(self) -> dict[int, tuple[Tensor, Tensor]]:
-        return {}
+    def _bounds(self) -> list[tuple[Tensor, Tensor]]:
+        """Of all segments with edges that are known as numbers, and so on no graph."""
+        return list(zip(self.edges[:-1].unbind(), self.edges.diff(dim=0).unbind(), strict=True))
 
     def locate(self, times: Tensor) -> Places:
         """The places of times (M,) or (B, M); a time at an edge belongs to the segment that ends there.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ndeflow.numerics.observations import checked, filled
-from ndeflow.numerics.paths import Piecewise
+from ndeflow.numerics.paths import Piecewise, by_piece
 
 SWEEPS = 6  # couplings are at most 1/2 and are squared by each: 2^-64, below rounding
 
@@ -23,6 +23,8 @@ class NaturalCubic(Piecewise):
     h_{j-1} m_{j-1} + 2 (h_{j-1} + h_j) m_j + h_j m_{j+1} = 6 ((x_{j+1} - x_j) / h_j - (x_j - x_{j-1}) / h_{j-1}). An
     interval of length zero ends a spline and begins another. de Boor 1978, "A practical guide to splines", chapter 4.
     """
+
+    smoothness = 2
 
     @classmethod
     def through(cls, ts: Tensor, xs: Tensor, mask: Tensor | None = None) -> NaturalCubic:
@@ -43,7 +45,7 @@ class NaturalCubic(Piecewise):
         shifted = _shifted([c.gather(1, place) for c in cubics], times[:, :-1] - own.gather(1, place))
         still = ts.diff(dim=-1).unsqueeze(-1) == 0
         value, *slopes = (c.to(xs.dtype) for c in shifted)
-        return cls(ts, (value, *(torch.where(still, 0.0, c) for c in slopes)))
+        return cls(ts, by_piece(value, *(torch.where(still, 0.0, c) for c in slopes)))
 
 
 def _cubics(times: Tensor, xs: Tensor, known: Tensor) -> list[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.field import SDE, conditions, rebuilt, with_piece
+from ndeflow.numerics.field import SDE, conditions, continuous, rebuilt, with_piece
 from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.purity import versions
 from ndeflow.numerics.segments import Places, Segments, Spots
@@ -85,7 +85,7 @@ class System(ABC):
 
     @property
     def renewed(self) -> bool:
-        """Whether the right-hand side changes from segment to segment, so that no slope outlives a knot."""
+        """Whether the right-hand side may jump where this segment begins, so that no slope outlives that knot."""
         return self.segments.pieces is not None
 
     @property
@@ -150,7 +150,8 @@ class System(ABC):
 class InitialValue(System):
     """A problem as a system: its field (of an SDE the drift), and its integrands beside the state.
 
-    segments None: for a single step of the state alone, outside any march.
+    segments None: for a single step of the state alone, outside any march. continuous: at the knots of the control
+    path, for a row that moves on both sides of them.
     """
 
     def __init__(self, problem: Problem, segments: Segments | None) -> None:
@@ -163,6 +164,7 @@ class InitialValue(System):
         self.width = self.shape.numel()
         self.columns = 0
         self.dense = True
+        self.continuous = not problem.integrands and continuous(problem.field, problem.context)
         self.spots: Spots | None = None
         if segments is not None:
             self.segments = segments
@@ -170,6 +172,10 @@ class InitialValue(System):
             self.spots = segments.spots(problem.clock)
             interior = self.places.interior if self.spots is None else self.spots.interior
             self.dense = interior or (self.times.requires_grad and self.times.shape[-1] > 2)
+
+    @property
+    def renewed(self) -> bool:
+        return super().renewed and not (self.continuous and self.segments.departing[self.segment] == 0)
 
     @cached_property
     def places(self) -> Places:

@@ -51,9 +51,11 @@ ALONG = (
     "torchcde-autograd",
     "torchcde-autograd-jumps",
     "diffrax-checkpointed",
+    "diffrax-checkpointed-jumps",
     "diffrax-backsolve",
+    "diffrax-backsolve-jumps",
 )
-KNOTS = tuple(name for name in ALONG if name != "torchcde-autograd-jumps")  # where every step ends on one
+KNOTS = tuple(name for name in ALONG if not name.endswith("-jumps"))  # where every step ends on one
 
 COMPILING = "first call 40 s of processor time cold, 6 cached"
 WEIGHTLESS = "10 % for a penalty of weight 0"
@@ -239,7 +241,7 @@ CASES = {
         CDE(
             "cde-dopri5",
             ALONG,
-            ("torchcde-autograd", "torchcde-autograd-jumps", "diffrax-checkpointed", "diffrax-backsolve"),
+            tuple(name for name in ALONG if not name.startswith("ndeflow")),
             batch=64,
             method="dopri5",
             bar="torchcde 5 times as long, diffrax checkpointed 2, Backsolve 1",

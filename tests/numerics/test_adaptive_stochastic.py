@@ -148,7 +148,8 @@ def test_checkpointed_gradients_are_those_of_autograd(method, sde_type, noise_ty
 
 
 @pytest.mark.parametrize(
-    ("method", "batching"), [("heun", "shared"), ("heun", "per_sample"), ("milstein", "per_sample"), ("euler", "shared")]
+    ("method", "batching"),
+    [("heun", "shared"), ("heun", "per_sample"), ("milstein", "per_sample"), ("euler", "shared")],
 )
 @pytest.mark.usefixtures("traced")
 def test_compiled_solves_are_the_eager_ones(method, batching):

@@ -15,11 +15,12 @@ from benchmarking.jax_system import JaxSystem, mlp
 class Diffrax(JaxSystem[CDEProblem]):
     """diffrax with one of its adjoints; the whole batch is one state.
 
-    rk4: in steps from knot to knot. dopri5: with its default controller, integral control.
+    rk4: in steps from knot to knot. dopri5: with its default controller, integral control. jumps: it is told the knots,
+    that steps end there.
     """
 
-    def __init__(self, problem: CDEProblem, adjoint: str) -> None:
-        self.adjoint = ADJOINTS[adjoint]
+    def __init__(self, problem: CDEProblem, adjoint: str, jumps: bool = False) -> None:
+        self.adjoint, self.jumps = ADJOINTS[adjoint], jumps
         super().__init__(problem, [(problem.field.mlp.first, problem.field.mlp.last)])
         knots, xs = self.array(problem.knots), self.array(problem.xs.transpose(0, 1))
         self.path = diffrax.CubicInterpolation(knots, diffrax.backward_hermite_coefficients(knots, xs))
@@ -34,6 +35,8 @@ class Diffrax(JaxSystem[CDEProblem]):
     def solve(self, weights: Any, inputs: Any, field: Any) -> Any:
         case = self.problem.case
         solver, controller, first = SOLVERS[case.method]
+        if self.jumps:
+            controller = diffrax.ClipStepSizeController(controller, step_ts=self.path.ts)
 
         def along(t: Any, y: Any, weights: Any) -> Any:
             return jnp.einsum("bhc,bc->bh", field(t, y, weights), self.path.derivative(t))

@@ -8,10 +8,10 @@ from benchmarking.system import Suite, System
 from ndeflow import Checkpointed, Direct
 
 
-def diffrax(problem: CDEProblem, adjoint: str) -> System[CDEProblem]:
+def diffrax(problem: CDEProblem, adjoint: str, jumps: bool = False) -> System[CDEProblem]:
     from benchmarking.cde.peer import Diffrax
 
-    return Diffrax(problem, adjoint)
+    return Diffrax(problem, adjoint, jumps)
 
 
 SUITE = Suite(
@@ -23,6 +23,8 @@ SUITE = Suite(
         "torchcde-autograd": TorchCDE,
         "torchcde-autograd-jumps": lambda problem: TorchCDE(problem, jumps=True),
         "diffrax-checkpointed": lambda problem: diffrax(problem, "checkpointed"),
+        "diffrax-checkpointed-jumps": lambda problem: diffrax(problem, "checkpointed", jumps=True),
         "diffrax-backsolve": lambda problem: diffrax(problem, "backsolve"),
+        "diffrax-backsolve-jumps": lambda problem: diffrax(problem, "backsolve", jumps=True),
     },
 )
