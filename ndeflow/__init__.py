@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ndeflow.data import DataModule
     from ndeflow.load import load
     from ndeflow.models import Model, NeuralCDE, NeuralODE, NeuralSDE
+    from ndeflow.numerics.adaptive_stochastic import AdaptiveStochastic
     from ndeflow.numerics.adjoint import Checkpointed, Direct
     from ndeflow.numerics.backends import TorchDiffEq, TorchSDE
     from ndeflow.numerics.backsolve import Backsolve
@@ -29,6 +30,7 @@ _HOMES = {
     "data": "DataModule",
     "load": "load",
     "models": "Model NeuralCDE NeuralODE NeuralSDE",
+    "numerics.adaptive_stochastic": "AdaptiveStochastic",
     "numerics.adjoint": "Checkpointed Direct",
     "numerics.backends": "TorchDiffEq TorchSDE",
     "numerics.backsolve": "Backsolve",
@@ -46,11 +48,10 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [  # noqa: PLE0604
-    "SDE", "Backsolve", "Batch", "Brownian", "ByValue", "Checkpointed", "Controlled", "DataModule", "Diagnosis",
-    "SDE", "Backsolve", "Batch", "Brownian", "ByValue", "Checkpointed", "Controlled", "DataModule", "Diagnosis",
-    "Direct", "FixedRungeKutta", "Model", "NeuralCDE", "NeuralODE", "NeuralSDE", "Output", "Regularizer", "Reversible",
-    "RungeKutta", "Series", "Solution", "SolveError", "Stats", "Stochastic", "Task", "TorchDiffEq", "TorchSDE",
-    "diagnose", "load", "solve",
+    "SDE", "AdaptiveStochastic", "Backsolve", "Batch", "Brownian", "ByValue", "Checkpointed", "Controlled",
+    "DataModule", "Diagnosis", "Direct", "FixedRungeKutta", "Model", "NeuralCDE", "NeuralODE", "NeuralSDE",
+    "Output", "Regularizer", "Reversible", "RungeKutta", "Series", "Solution", "SolveError", "Stats", "Stochastic",
+    "Task", "TorchDiffEq", "TorchSDE", "diagnose", "load", "solve",
 ]  # fmt: skip
 
 

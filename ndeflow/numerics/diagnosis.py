@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import final
+from typing import Any, final
 
 import torch
 
+from ndeflow.numerics.adaptive import Adaptive
 from ndeflow.numerics.course import Course
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import path_of
@@ -26,8 +27,8 @@ NEAR, MOST = 0.8, 0.5  # of the stability interval; of the steps, of the attempt
 class Diagnosis:
     """Why a solve cost what it did, in one line.
 
-    kind: "cheap", "rounding", "discontinuous", "stiff", "knots", "accuracy", or "fixed" where steps are not chosen by
-    an error. evidence: the numbers that this was judged by.
+    kind: "cheap", "rounding", "discontinuous", "stiff", "knots", "saves", "accuracy", or "fixed" where steps are not
+    chosen by an error. evidence: the numbers that this was judged by.
     """
 
     kind: str
@@ -39,7 +40,7 @@ class Diagnosis:
 
 
 def diagnose(solution: Solution) -> Diagnosis:
-    """Say in one line why a solve by `RungeKutta` is expensive, the first of these that holds.
+    """Say in one line why an adaptive solve is expensive, the first of these that holds.
 
     - cheap: at most 20 attempts.
     - rounding: the tolerance atol + rtol |y| is below 2 eps |y| (root mean square over the solution), or half of
@@ -52,17 +53,21 @@ def diagnose(solution: Solution) -> Diagnosis:
       step size has a mean error near its aim, be it accuracy or stability that limits it. For methods with an
       estimate of stiffness only: dopri5, tsit5.
     - knots: a control path's pieces, crossed one by one, are at least half of the attempts.
+    - saves: an SDE's steps end at save times, and these are at least half as many as the attempts.
     - accuracy: none of these.
+
+    Of an SDE, whose errors follow its noise, cheap, knots, saves and accuracy.
     """
     solver = solution.solver
-    if not isinstance(solver, RungeKutta):
+    if not isinstance(solver, Adaptive):
         sentence = f"fixed: {type(solver).__name__} does not report errors to judge by; solve once with RungeKutta()"
         return Diagnosis("fixed", sentence, {})
     course = Course.of(solution)
-    return next(found for check in _CHECKS if (found := check(course, solution, solver)) is not None)
+    checks: Any = _CHECKS if isinstance(solver, RungeKutta) else _OF_SDES
+    return next(found for check in checks if (found := check(course, solution, solver)) is not None)
 
 
-def _cheap(course: Course, solution: Solution, solver: RungeKutta) -> Diagnosis | None:
+def _cheap(course: Course, solution: Solution, solver: Adaptive) -> Diagnosis | None:
     count = len(course.times)
     if count > CHEAP:
         return None
@@ -114,7 +119,7 @@ def _stiff(course: Course, solution: Solution, solver: RungeKutta) -> Diagnosis 
     return Diagnosis("stiff", sentence, {"product": typical, "share": share, "limit": limit})
 
 
-def _knots(course: Course, solution: Solution, solver: RungeKutta) -> Diagnosis | None:
+def _knots(course: Course, solution: Solution, solver: Adaptive) -> Diagnosis | None:
     path = path_of(solution.problem.context)
     if path is None:
         return None
@@ -126,15 +131,27 @@ def _knots(course: Course, solution: Solution, solver: RungeKutta) -> Diagnosis 
         return None
     sentence = (
         f"knots: {pieces} pieces of the control path, crossed one by one, in {len(course.times)} attempts; "
-        "take a path with fewer knots, or FixedRungeKutta()"
+        "take a path with fewer knots, or fixed steps"
     )
     return Diagnosis("knots", sentence, {"pieces": pieces, "share": share})
 
 
-def _accuracy(course: Course, solution: Solution, solver: RungeKutta) -> Diagnosis:
-    count, saved = len(course.times), 1 - 10 ** (-1 / (solver.tableau.error_order + 1))
+def _saves(course: Course, solution: Solution, solver: Adaptive) -> Diagnosis | None:
+    intervals = int((solution.problem.ts.detach().diff(dim=-1) > 0).sum(dim=-1).max())
+    share = intervals / len(course.times)
+    if share < MOST:
+        return None
+    sentence = (
+        f"saves: {intervals} intervals between save times, crossed one by one, in {len(course.times)} attempts; "
+        "ask for fewer times"
+    )
+    return Diagnosis("saves", sentence, {"intervals": intervals, "share": share})
+
+
+def _accuracy(course: Course, solution: Solution, solver: Adaptive) -> Diagnosis:
+    count, saved = len(course.times), 1 - 10 ** (-1 / solver.order)
     sentence = f"accuracy: {count} attempts, the steps that rtol {solver.rtol:.1g} and atol {solver.atol:.1g} ask for"
-    if course.product:
+    if course.product or not isinstance(solver, RungeKutta):
         sentence += f"; ten times looser would save about {saved:.0%}"
     else:
         sentence += f", or stability, which {solver.method} does not estimate; solve once with dopri5 to tell"
@@ -142,3 +159,4 @@ def _accuracy(course: Course, solution: Solution, solver: RungeKutta) -> Diagnos
 
 
 _CHECKS = (_cheap, _rounding, _discontinuous, _stiff, _knots, _accuracy)
+_OF_SDES = (_cheap, _knots, _saves, _accuracy)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Decay, Output, Regularizer, Solved
-from ndeflow.numerics.explicit import RungeKutta
+from ndeflow.numerics.adaptive import Adaptive
 from ndeflow.numerics.mesh import SharedMesh
 from ndeflow.numerics.solution import Solution
 
 
 @final
 class GlobalError(Regularizer):
-    """The local error summed over the accepted steps of a solve (ERNODE).
+    """The local error summed over the accepted steps of a solve (ERNODE, of an SDE ERNSDE).
 
     R = sum_j E_j |h_j|, with E_j the tolerance-scaled RMS local error of step j over batch and state, and h_j a
     plain number; where rows step apart, the mean of each row's own R. Pal, Ma, Shah, Rackauckas 2021, "Opening the
@@ -39,10 +39,10 @@ class GlobalError(Regularizer):
                 f"expected an adjoint that differentiates the solver's error estimate, got {adjoint.__name__}; "
                 "use adjoint=direct or adjoint=checkpointed with GlobalError"
             )
-        if model.solver is not None and not isinstance(model.solver, RungeKutta):
+        if model.solver is not None and not isinstance(model.solver, Adaptive):
             raise ValueError(
-                f"expected a solver that estimates its local error, got {model.solver}; use an adaptive "
-                "Runge-Kutta solver (solver=dopri5, tsit5, bosh3 or heun) with GlobalError"
+                f"expected a solver that estimates its local error, got {model.solver}; use an adaptive one "
+                "(solver=dopri5, tsit5, bosh3 or heun, of an SDE adaptive_stochastic) with GlobalError"
             )
 
     def penalty(self, model: Any, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:

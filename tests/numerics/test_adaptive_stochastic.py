@@ -17,7 +17,7 @@ from ndeflow.numerics.solution import Solution, SolveError
 from ndeflow.numerics.solve import solve
 from ndeflow.numerics.stochastic import Stochastic
 from ndeflow.numerics.tree import BrownianTree
-from tests.numerics.test_stochastic import Free, Growth, Pull, Waves, tensor
+from tests.numerics.sdes import Free, Growth, Pull, Waves, tensor
 
 F64 = torch.float64
 LEGAL = [

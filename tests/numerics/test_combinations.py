@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ndeflow.numerics.adaptive_stochastic import AdaptiveStochastic
 from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.backends import TorchDiffEq, TorchSDE
 from ndeflow.numerics.backsolve import Backsolve
@@ -51,6 +52,7 @@ def cells() -> Iterator[Any]:
     for compile, batching, failure in product(("off", "on"), ("shared", "per_sample"), ("raise", "mask")):
         options = {"compile": compile, "batching": batching, "on_failure": failure}
         yield f"RungeKutta-{compile}-{batching}-{failure}", lambda o=options: RungeKutta(**tight, **o)
+        yield f"AdaptiveStochastic-{compile}-{batching}-{failure}", lambda o=options: AdaptiveStochastic(**o)
     for failure in ("raise", "mask"):
         yield f"FixedRungeKutta-{failure}", lambda f=failure: FixedRungeKutta("rk4", 40, on_failure=f)
         yield f"Stochastic-{failure}", lambda f=failure: Stochastic("euler", 4, on_failure=f)
@@ -76,7 +78,9 @@ def wanted(field: nn.Module, name: str) -> list[torch.Tensor]:
 def supported(name: str, adjoint: Any, kind: str) -> bool:
     """What the table of supported combinations says."""
     how = type(adjoint).__name__
-    if "shared-mask" in name or kind != ("sde" if name.startswith(("Stochastic", "TorchSDE")) else "ode"):
+    if "shared-mask" in name or kind != (
+        "sde" if name.startswith(("Stochastic", "AdaptiveStochastic", "TorchSDE")) else "ode"
+    ):
         return False
     if name in ("TorchDiffEq", "TorchSDE"):
         return how in ("Direct", "Backsolve")

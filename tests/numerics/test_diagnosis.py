@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from ndeflow import Diagnosis, FixedRungeKutta, RungeKutta, diagnose, solve
+from ndeflow import AdaptiveStochastic, Brownian, Diagnosis, FixedRungeKutta, RungeKutta, diagnose, solve
 from ndeflow.numerics.course import Course
 from ndeflow.numerics.paths import Linear
+from tests.numerics.sdes import Growth
 
 METHODS = pytest.mark.parametrize("method", ["dopri5", "tsit5"])
 ONE = torch.ones(1, 1, dtype=torch.float64)
@@ -166,3 +167,14 @@ def test_attempts_are_all_that_was_tried_in_order():
     torch.testing.assert_close(times.diff(dim=1), torch.where(accepted, steps, 0.0)[:, :-1])
     rms = error.square().mean(dim=0).sqrt()
     assert ((rms <= 1) == accepted[0]).all()
+
+
+@pytest.mark.parametrize(("tol", "count", "kind"), [(1e-1, 2, "cheap"), (1e-3, 2, "accuracy"), (1e-1, 60, "saves")])
+def test_an_sde_is_diagnosed_by_what_decides_its_steps(tol, count, kind):
+    ts, noise = torch.linspace(0, 1, count, dtype=torch.float64), Brownian(1)
+    solution = solve(Growth("ito"), ONE, ts, solver=AdaptiveStochastic(rtol=tol, atol=tol), noise=noise)
+    found = diagnose(solution)
+    assert found.kind == kind
+    if kind == "accuracy":
+        looser = solve(Growth("ito"), ONE, ts, solver=AdaptiveStochastic(rtol=10 * tol, atol=10 * tol), noise=noise)
+        assert abs(1 - attempts(looser) / attempts(solution) - found.evidence["saved"]) < 0.15

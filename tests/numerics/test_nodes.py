@@ -14,7 +14,7 @@ from ndeflow.numerics.brownian import Brownian
 from ndeflow.numerics.nodes import CELLS, Nodes, RowNodes
 from ndeflow.numerics.stepper import Eager
 from ndeflow.numerics.tree import DEPTH, BrownianTree
-from tests.numerics.test_stochastic import Free
+from tests.numerics.sdes import Free
 
 F64 = torch.float64
 NOISE = Brownian(7)

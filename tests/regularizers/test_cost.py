@@ -6,13 +6,16 @@ from torch import nn
 
 from ndeflow.contracts import Output, Solved
 from ndeflow.models import ODEForecaster
+from ndeflow.numerics.adaptive_stochastic import AdaptiveStochastic
 from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.backsolve import Backsolve
+from ndeflow.numerics.brownian import Brownian
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.solve import solve
 from ndeflow.regularizers import GlobalError
 from tests.models.series import irregular_batch
+from tests.numerics.sdes import Waves
 
 
 def solved(adjoint=None, solver=RungeKutta()):  # noqa: B008
@@ -44,6 +47,23 @@ def test_penalty_is_the_formula(aggregate):
     terms = stats.error.square().mean(0).sqrt() * stats.steps[0].abs()
     expected = {"sum": terms.sum, "mean": terms.mean, "max": terms.max}[aggregate]()
     torch.testing.assert_close(penalty(solution, aggregate), expected)
+
+
+@pytest.mark.parametrize("batching", ["shared", "per_sample"])
+def test_descending_the_penalty_makes_an_sde_cheaper(batching):
+    """What the penalty is for: fewer steps of the same equation at the same tolerance."""
+    torch.manual_seed(0)
+    sde = Waves()
+    solver = AdaptiveStochastic(rtol=1e-3, atol=1e-3, batching=batching)
+    optimizer, counts = torch.optim.Adam(sde.parameters(), 0.05), []
+    for n in range(12):
+        y0, noise = torch.linspace(-1, 1, 12, dtype=torch.float64).view(4, 3), Brownian(n)
+        solution = solve(sde, y0, torch.tensor([0.0, 1.0], dtype=torch.float64), solver=solver, noise=noise)
+        counts.append(solution.stats.nfe.double().mean().item())
+        optimizer.zero_grad()
+        penalty(solution).backward()
+        optimizer.step()
+    assert sum(counts[-3:]) < 0.6 * sum(counts[:3])
 
 
 @pytest.mark.parametrize("aggregate", ["sum", "mean", "max"])
