@@ -61,6 +61,19 @@ class Pull(SDE):
         return 0.6 * torch.ones_like(y).unsqueeze(-1)
 
 
+class OrnsteinUhlenbeck(SDE):
+    """dy = -1.5 y dt + 0.7 dW."""
+
+    def __init__(self, sde_type: str) -> None:
+        super().__init__(noise_type="additive", sde_type=sde_type, noise_size=1)
+
+    def drift(self, t, y):
+        return -1.5 * y
+
+    def diffusion(self, t, y):
+        return torch.full_like(y, 0.7).unsqueeze(-1)
+
+
 class Free(SDE):
     """dy = dW."""
 

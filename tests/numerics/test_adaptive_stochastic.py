@@ -17,7 +17,7 @@ from ndeflow.numerics.solution import Solution, SolveError
 from ndeflow.numerics.solve import solve
 from ndeflow.numerics.stochastic import Stochastic
 from ndeflow.numerics.tree import BrownianTree
-from tests.numerics.sdes import Free, Growth, Pull, Waves, tensor
+from tests.numerics.sdes import Free, Growth, OrnsteinUhlenbeck, Pull, Waves, tensor
 
 F64 = torch.float64
 LEGAL = [
@@ -86,6 +86,19 @@ def test_the_law_of_the_solution_is_the_exact_one(method, sde_type):
     assert (torch.special.ndtr(x) - empirical).abs().max() < 1.63 / math.sqrt(rows)
     assert abs(x.mean()) < 3.5 / math.sqrt(rows)
     assert abs(x.square().mean() - 1) < 3.5 * math.sqrt(2 / rows)
+
+
+@pytest.mark.parametrize("method", ["heun", "euler"])
+def test_the_law_of_an_ornstein_uhlenbeck_process(method):
+    """Mean exp(-1.5 t), variance 0.49 (1 - exp(-3 t)) / 3 and covariance at two times, within four standard errors."""
+    rows, solver = 4000, AdaptiveStochastic(method, rtol=3e-3, atol=3e-3)
+    ts, y0 = tensor(0.0, 0.4, 1.0), torch.ones(rows, 1, dtype=F64)
+    y = solve(OrnsteinUhlenbeck("ito"), y0, ts, solver=solver, noise=Brownian(8)).ys[:, 1:, 0]
+    mean, variance = torch.exp(-1.5 * ts[1:]), 0.49 * (1 - torch.exp(-3 * ts[1:])) / 3
+    assert ((y.mean(dim=0) - mean).abs() < 4 * (variance / rows).sqrt()).all()
+    assert ((y.var(dim=0) / variance - 1).abs() < 4 * math.sqrt(2 / rows)).all()
+    covariance = variance[0] * math.exp(-1.5 * 0.6)
+    assert abs(torch.cov(y.T)[0, 1] / covariance - 1) < 4 * 0.044
 
 
 def test_the_law_with_general_noise_is_that_of_small_fixed_steps():

@@ -16,7 +16,7 @@ from ndeflow.numerics.field import NOISE_TYPES, SDE, SDE_TYPES, ByValue
 from ndeflow.numerics.paths import Linear
 from ndeflow.numerics.solution import SolveError
 from ndeflow.numerics.stochastic import SCHEMES, Stochastic
-from tests.numerics.sdes import Free, Growth, Pull, Waves, tensor
+from tests.numerics.sdes import Free, Growth, OrnsteinUhlenbeck, Pull, Waves, tensor
 
 F64 = torch.float64
 LEGAL = [
@@ -77,10 +77,19 @@ def test_strong_order_on_geometric_brownian_motion(method, sde_type, noise_type)
     assert abs(order - SCHEMES[method].orders[noise_type]) < 0.25
 
 
-@pytest.mark.parametrize("method", ["euler", "heun", "midpoint"])
+def test_reversible_heun_is_at_least_of_the_order_that_is_proved():
+    """1/2; with noise that commutes it is 1."""
+    normals = Brownian(5).normals(0, FINE, 1, batch=500, dtype=F64, device=torch.device("cpu"))
+    exact = torch.exp(0.3 + 0.8 * normals.sum(dim=0) / math.sqrt(FINE))
+    order = strong_order(Growth("stratonovich"), "reversible_heun", exact)
+    assert 0.5 - 0.25 < order < 1.0 + 0.25
+
+
+@pytest.mark.parametrize("kind", [Pull, OrnsteinUhlenbeck])
+@pytest.mark.parametrize("method", ["euler", "heun", "midpoint", "reversible_heun"])
 @pytest.mark.parametrize("sde_type", SDE_TYPES)
-def test_strong_order_with_additive_noise_in_either_sense(method, sde_type):
-    order = strong_order(Pull(sde_type), method, ends(Pull(sde_type), "midpoint", 1))
+def test_strong_order_with_additive_noise_in_either_sense(method, sde_type, kind):
+    order = strong_order(kind(sde_type), method, ends(kind(sde_type), "midpoint", 1))
     assert abs(order - SCHEMES[method].orders["additive"]) < 0.25
 
 
