@@ -31,6 +31,7 @@ from ndeflow.numerics.stochastic import (
     milstein,
     nonzero_root,
     per_row,
+    root,
     terms,
 )
 from ndeflow.numerics.system import InitialValue, System
@@ -83,9 +84,10 @@ def in_stratonovich(sde: Terms, t: Tensor, z: Tensor, h: Tensor) -> Terms:
     §4.9.
     """
     g = sde.diffusion(t, z)
-    root = nonzero_root(per_row(h)).expand(len(z), g.shape[-1])
-    ahead = sde.spread(g, root)
-    below = 0.25 * sde.spread(sde.diffusion(t, z + ahead) - sde.diffusion(t, z - ahead), root.reciprocal())
+    size, shape = per_row(h), (len(z), g.shape[-1])
+    ahead = sde.spread(g, root(size).expand(shape))
+    rise = sde.diffusion(t, z + ahead) - sde.diffusion(t, z - ahead)
+    below = sde.spread(rise, 0.25 / nonzero_root(size).expand(shape))
     return sde._replace(drift=lambda t, z: sde.drift(t, z) - below, ito=False)
 
 

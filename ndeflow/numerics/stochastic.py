@@ -48,10 +48,9 @@ def milstein(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor)
     dW^2 in place of dW^2 - h, and z~ = z + g sqrt h. Kloeden & Platen 1992, §11.1.
     """
     g, size = sde.diffusion(t, z), per_row(h)
-    root = nonzero_root(size)
-    ahead = z + sde.spread(g, root.expand_as(dw)) + (h * f if sde.ito else 0.0)
-    second = dw.square() - size if sde.ito else dw.square()
-    return z + h * f + sde.spread(g, dw) + sde.spread(sde.diffusion(t, ahead) - g, second / (2.0 * root))
+    ahead = z + sde.spread(g, root(size).expand_as(dw)) + (h * f if sde.ito else 0.0)
+    second = (dw.square() - size if sde.ito else dw.square()) / (2.0 * nonzero_root(size))
+    return z + h * f + sde.spread(g, dw) + sde.spread(sde.diffusion(t, ahead) - g, second)
 
 
 def heun(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Tensor:
@@ -221,9 +220,8 @@ def increments(t: Tensor, z: Tensor, h: Tensor, noise: Tensor | None, parts: int
     if noise is None:
         raise ValueError("expected the noise of an SDE's step, (B, noise_size) standard normals, got none")
     t, h = t.to(z.dtype), h.to(z.dtype)
-    size = per_row(h) / parts
-    root = torch.where(size > 0, nonzero_root(size), 0.0)
-    return t, h, noise * (root if noise.dim() == 2 or root.dim() == 0 else root.unsqueeze(1))
+    scale = root(per_row(h) / parts)
+    return t, h, noise * (scale if noise.dim() == 2 or scale.dim() == 0 else scale.unsqueeze(1))
 
 
 class Driven(InitialValue):
@@ -272,6 +270,11 @@ def terms(system: InitialValue) -> Terms:
 def per_row(h: Tensor) -> Tensor:
     """Step sizes that broadcast against a (B, m) increment: 0-dim, or (B, 1)."""
     return h.flatten(1) if h.ndim else h
+
+
+def root(size: Tensor) -> Tensor:
+    """sqrt(size), with gradient 0 for an empty step."""
+    return torch.where(size > 0, nonzero_root(size), 0.0)
 
 
 def nonzero_root(size: Tensor) -> Tensor:

@@ -85,3 +85,16 @@ class Free(SDE):
 
     def diffusion(self, t, y):
         return torch.ones_like(y)
+
+
+class Bounded(SDE):
+    """dy = (1 - y) dt + 0.3 sqrt(y (2 - y)) dW, Ito: between 0 and 2, and outside there is no diffusion."""
+
+    def __init__(self) -> None:
+        super().__init__(noise_type="diagonal", sde_type="ito", noise_size=1)
+
+    def drift(self, t, y):
+        return 1 - y
+
+    def diffusion(self, t, y):
+        return 0.3 * (y * (2 - y)).sqrt()

@@ -17,7 +17,7 @@ from ndeflow.numerics.solution import Solution, SolveError
 from ndeflow.numerics.solve import solve
 from ndeflow.numerics.stochastic import Stochastic
 from ndeflow.numerics.tree import BrownianTree
-from tests.numerics.sdes import Free, Growth, OrnsteinUhlenbeck, Pull, Waves, tensor
+from tests.numerics.sdes import Bounded, Free, Growth, OrnsteinUhlenbeck, Pull, Waves, tensor
 
 F64 = torch.float64
 LEGAL = [
@@ -213,6 +213,13 @@ def test_rows_with_times_of_their_own_and_intervals_that_are_empty(batching):
     for row, times in enumerate(ts):
         w = sum(paths[k][row] * (times[k + 1] - times[k]).sqrt() for k in range(3))
         assert abs(solution.ys[row, -1].item() - math.exp(-0.02 + 0.8 * w)) < 0.02
+
+
+@pytest.mark.parametrize("solver", [AdaptiveStochastic(), AdaptiveStochastic("milstein"), Stochastic("milstein", 20)])
+def test_a_row_that_stands_still_needs_no_diffusion_elsewhere(solver):
+    ts, y0 = torch.stack([tensor(0.0, 0.1, 0.2), tensor(0.0, 0.1, 0.1)]), torch.full((2, 1), 1.9, dtype=F64)
+    ys = solve(Bounded(), y0, ts, solver=solver, noise=Brownian(0)).ys
+    assert ys.isfinite().all() and torch.equal(ys[1, 1], ys[1, 2])
 
 
 def test_opposite_paths_are_opposite():
