@@ -77,17 +77,19 @@ def twice_milstein(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: T
     return doubled(milstein, sde, t, z, f, h, dw)
 
 
-def in_stratonovich(sde: Terms, t: Tensor, z: Tensor, h: Tensor) -> Terms:
-    """An SDE in the sense of Ito with the drift of its Stratonovich form, which is below Ito's by g' g / 2 at (t, z).
+def in_stratonovich(sde: Terms, t: Tensor, z: Tensor, h: Tensor, area: Tensor) -> Terms:
+    """An SDE in the sense of Ito with the drift of its Stratonovich form, which is below Ito's, for scalar and diagonal
+    noise by g_i dg_i / dz_i / 2 at (t, z).
 
-    For scalar and diagonal noise: (g(z + g sqrt h) - g(z - g sqrt h)) / (4 sqrt h), to O(h). Kloeden & Platen 1992,
-    §4.9.
+    s_i (g_i(z + s g sqrt h) - g_i(z - s g sqrt h)) / (4 sqrt h), to O(h), with the signs s of a space-time Levy area
+    (B, m) of the step: they are independent of the increments. Where components of a diagonal g depend on others too,
+    s_i s_k g_k dg_i / dz_k vanishes in the mean. Kloeden & Platen 1992, §4.9; Bekas, Kokiopoulou, Saad 2007, An
+    estimator for the diagonal of a matrix, Appl. Numer. Math. 57(11-12).
     """
-    g = sde.diffusion(t, z)
-    size, shape = per_row(h), (len(z), g.shape[-1])
-    ahead = sde.spread(g, root(size).expand(shape))
+    g, size, sign = sde.diffusion(t, z), per_row(h), torch.where(area < 0, -1.0, 1.0).to(z.dtype)
+    ahead = sde.spread(g, sign * root(size))
     rise = sde.diffusion(t, z + ahead) - sde.diffusion(t, z - ahead)
-    below = sde.spread(rise, 0.25 / nonzero_root(size).expand(shape))
+    below = sde.spread(rise, 0.25 * sign / nonzero_root(size))
     return sde._replace(drift=lambda t, z: sde.drift(t, z) - below, ito=False)
 
 
@@ -127,7 +129,8 @@ class AdaptiveStochastic(Adaptive):
     and all but general noise in Ito's, by its Stratonovich drift; "milstein" (scalar and diagonal noise) and "euler"
     (additive noise), with step doubling: the two half steps count, their difference to the whole one is the error.
     Euler steps that are chosen by the noise do not converge to the solution where the diffusion depends on the state
-    (Gaines, Lyons 1997), and Milstein's for Ito's integral do so slowly: heun is best there.
+    (Gaines, Lyons 1997), nor do Milstein's where components of a diagonal one depend on others, and for Ito's integral
+    they do so slowly: heun is best there.
 
     The scaled error decides as in `RungeKutta`, whose options these are; it is on the graph, increments are constants.
     Steps end at save times, or at the knots of a control path; then save times must be knots. Between two of these they
@@ -208,7 +211,7 @@ class AdaptiveStochastic(Adaptive):
         whole segment tried first, a path whose error vanishes there by chance would be accepted.
         """
         assert isinstance(leg, InitialValue)
-        noise = z.new_ones(len(z), *[2] * (self.parts - 1), leg.problem.field.noise_size)
+        noise = z.new_ones(len(z), 2, leg.problem.field.noise_size)
         ratio: Any = self.advance(leg, leg.start, z, leg.length * SMALL, None, noise).ratio
         error = self.together(leg, ratio)
         longer = (0.25 / error) ** (1 / self.order)
@@ -219,12 +222,15 @@ class AdaptiveStochastic(Adaptive):
     def advance(
         self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any = None, noise: Tensor | None = None
     ) -> Step:
-        """One step. noise: (B, noise_size) normals, or (B, 2, noise_size) over its halves where steps are doubled."""
+        """One step. noise: (B, 2, noise_size) normals, of W and V = sqrt(12) H, its space-time Levy area, or of W over
+        its halves where steps are doubled."""
         assert isinstance(system, InitialValue)
         t, h, dw = increments(t, z, h, noise, self.parts)
         sde = terms(system)
-        if sde.ito and self.parts == 1 and system.problem.field.noise_type != "additive":
-            sde = in_stratonovich(sde, t, z, h)
+        if self.parts == 1:
+            dw, area = dw.unbind(1)
+            if sde.ito and system.problem.field.noise_type != "additive":
+                sde = in_stratonovich(sde, t, z, h, area)
         z1, error = PAIRS[self.method].advance(sde, t, z, sde.drift(t, z), h, dw)
         judged = torch.add(error, z1.detach(), alpha=0)  # non-finite where the step's result is
         return Step(z1, error, self.ratio(system, z, z1, judged), None, None, None)

@@ -17,8 +17,9 @@ SDE_TYPES = ("ito", "stratonovich")
 class SDE(nn.Module, ABC):
     """dy = drift(t, y) dt + diffusion(t, y) dW, with y (B, d) and W of `noise_size` channels.
 
-    noise_type: "diagonal" (diffusion (B, d), each component its own noise), "scalar" (one channel), "additive"
-    (diffusion independent of y) or "general"; the last three have diffusion (B, d, noise_size).
+    noise_type: "diagonal" (diffusion (B, d), each component its own noise, with Milstein's method by a g_i of t and y_i
+    alone), "scalar" (one channel), "additive" (diffusion independent of y) or "general"; the last three have diffusion
+    (B, d, noise_size).
     sde_type: "ito" or "stratonovich". Raises ValueError for other names or a noise size that does not fit.
     """
 

@@ -158,7 +158,7 @@ class StochasticForm(AdaptiveForm):
         place = torch.zeros_like(leg.index) if self.solver.apart else zero
         engine.start(leg, z, None)
         normals = engine.normals(leg, zero, place, zero, zero, leg.index)
-        return None, normals[0] if self.solver.parts == 1 else torch.stack([*normals], dim=1)
+        return None, torch.stack([*normals], dim=1)
 
     def step(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
         noise, rtol, atol = rest

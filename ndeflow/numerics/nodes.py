@@ -25,12 +25,15 @@ from ndeflow.numerics.system import System
 from ndeflow.numerics.tree import DEPTH, LEVEL
 
 CELLS = 1 << DEPTH
+ROOT3 = math.sqrt(3)
 
 
 class Splits:
-    """The Brownian motions of some rows over nodes: W and H of the segment, and of the halves of a node.
+    """The Brownian motions of some rows over nodes: W and V = sqrt(12) H of the segment, and of the halves of a node.
 
-    Pairs are (L, 2, m): W and H, of unit-interval Brownian motions. key, index: see `Brownian`.
+    Pairs are (L, 2, m): W and V, of unit-interval Brownian motions, of the variance of a node's length both. The halves
+    of `tree` are W' = W / 2 +- (sqrt(3) V + sqrt(h) X1) / 4 and V' = (V - sqrt(3 h) X1) / 4 +- sqrt(h) X2 / 2. key,
+    index: see `Brownian`.
     """
 
     def __init__(self, noise: Brownian, leg: System, index: Tensor, stepper: Stepper) -> None:
@@ -39,17 +42,15 @@ class Splits:
 
     def root(self, place: Tensor) -> Tensor:
         """The pair of the whole segment. place: 0, as `halves` will be given it."""
-        w, area = self._normals(place.new_zeros(()), place)
-        return torch.stack([w, area / math.sqrt(12)], dim=1)
+        return torch.stack([*self._normals(place.new_zeros(()), place)], dim=1)
 
     def halves(self, pair: Tensor, level: int, place: Tensor) -> Tensor:
         """(L, 2, 2, m): the pairs of the left and right half of a node. place: 0-dim, or (L,), of each row."""
         word = place.new_full((), (level + 1) << LEVEL)
         x1, x2 = self._normals(word, place)
-        root = 2.0 ** (-0.5 * level)
-        w, area = pair.unbind(1)
-        odd = torch.stack([1.5 * area + (0.25 * root) * x1, (root / math.sqrt(48)) * x2], dim=1)
-        even = torch.stack([0.5 * w, 0.25 * area - (0.125 * root) * x1], dim=1)
+        root, (w, v) = 2.0 ** (-0.5 * level), pair.unbind(1)
+        odd = torch.stack([(0.25 * ROOT3) * v + (0.25 * root) * x1, (0.5 * root) * x2], dim=1)
+        even = torch.stack([0.5 * w, 0.25 * v - (0.25 * ROOT3 * root) * x1], dim=1)
         return torch.stack([even + odd, even - odd], dim=1)
 
     def _normals(self, word: Tensor, place: Tensor) -> Sequence[Tensor]:
@@ -61,7 +62,7 @@ class Splits:
 class Nodes:
     """The nodes that all rows step over together.
 
-    parts: what the noise of a step is of: 1, the whole, (B, m); 2, its halves, (B, 2, m). Standard normals.
+    parts: what the noise of a step, (B, 2, m) standard normals, is of: 1, W and V of the whole; 2, W of its halves.
     """
 
     def __init__(self, noise: Brownian, rows: Tensor, stepper: Stepper, parts: int) -> None:
@@ -86,7 +87,7 @@ class Nodes:
         place = round(theta * 2**level)
         if self.parts == 2:
             return self._halves(level, place)[:, :, 0] * 2.0 ** (0.5 * (level + 1))
-        return self._pair(level, place)[:, 0] * 2.0 ** (0.5 * level)
+        return self._pair(level, place) * 2.0 ** (0.5 * level)
 
     def _pair(self, level: int, place: int) -> Tensor:
         return self._halves(level - 1, place >> 1)[:, place & 1] if level else self.pair
@@ -147,11 +148,11 @@ class RowNodes:
             self.path[level] = torch.where(missing[level].view(-1, 1, 1, 1), halves, self.path[level])
         self.places = torch.where(missing, places, self.places)
         level, row = self._level(size), torch.arange(len(size), device=size.device)
-        root = size.rsqrt().to(self.pair.dtype)
+        root = size.rsqrt().to(self.pair.dtype).view(-1, 1, 1)
         if self.parts == 2:
-            return self.path[level, row, :, 0] * (root * math.sqrt(2)).view(-1, 1, 1)
-        own = self.path[level - 1, row, places[level, row] & 1, 0]
-        return torch.where((level > 0).unsqueeze(1), own, self.pair[:, 0]) * root.unsqueeze(1)
+            return self.path[level, row, :, 0] * (root * math.sqrt(2))
+        own = self.path[level - 1, row, places[level, row] & 1]
+        return torch.where((level > 0).view(-1, 1, 1), own, self.pair) * root
 
     def _pair(self, level: int, places: Tensor) -> Tensor:
         if level == 0:

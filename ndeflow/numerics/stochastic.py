@@ -110,9 +110,11 @@ class Stochastic(FixedMarching):
     method: "euler" (Ito, strong order 1/2, additive noise 1), "milstein" (both integrals, scalar and diagonal noise,
     1), "heun" or "midpoint" (Stratonovich, 1; general noise 1/2), "reversible_heun" (Stratonovich, 1/2, additive noise
     1; one evaluation a step, and `Reversible()` takes its steps back); with additive noise the integrals are the same,
-    and so any of them serves. steps: equal steps a save interval, or a segment where the context has a control
-    path; then save times must be knots. Step n of row b has dW = sqrt(h_b) times the n-th normals of the problem's
-    `Brownian`. States between steps (probes) are interpolated linearly.
+    and so any of them serves. Where components of a diagonal diffusion depend on other components than their own,
+    orders are 1/2, and Milstein's method does not converge to Stratonovich's solution. steps: equal steps a save
+    interval, or a segment where the context has a control path; then save times must be knots. Step n of row b has dW =
+    sqrt(h_b) times the n-th normals of the problem's `Brownian`. States between steps (probes) are interpolated
+    linearly.
 
     stats.nfe counts the drift: 1 a step, 2 for heun and midpoint. There are no error and stiffness estimates.
     compile, compile_after: as of `RungeKutta`; compiled steps make their noise themselves, the same numbers.
@@ -216,9 +218,9 @@ class Stochastic(FixedMarching):
 
 
 def increments(t: Tensor, z: Tensor, h: Tensor, noise: Tensor | None, parts: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """t and h as z is, and dW, (B, m), or (B, parts, m) over so many equal parts of the step, of normals like it."""
+    """t and h as z is, and normals (B, m), or (B, n, m), times sqrt(h / parts)."""
     if noise is None:
-        raise ValueError("expected the noise of an SDE's step, (B, noise_size) standard normals, got none")
+        raise ValueError("expected the noise of an SDE's step, standard normals, got none")
     t, h = t.to(z.dtype), h.to(z.dtype)
     scale = root(per_row(h) / parts)
     return t, h, noise * (scale if noise.dim() == 2 or scale.dim() == 0 else scale.unsqueeze(1))

@@ -98,3 +98,16 @@ class Bounded(SDE):
 
     def diffusion(self, t, y):
         return 0.3 * (y * (2 - y)).sqrt()
+
+
+class Crosswise(SDE):
+    """dy_1 = y_2 dW_1, dy_2 = y_1 dW_2, Ito: diagonal noise, each of which acts by the other component."""
+
+    def __init__(self) -> None:
+        super().__init__(noise_type="diagonal", sde_type="ito", noise_size=2)
+
+    def drift(self, t, y):
+        return torch.zeros_like(y)
+
+    def diffusion(self, t, y):
+        return y.flip(1)

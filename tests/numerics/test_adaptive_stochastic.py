@@ -17,7 +17,7 @@ from ndeflow.numerics.solution import Solution, SolveError
 from ndeflow.numerics.solve import solve
 from ndeflow.numerics.stochastic import Stochastic
 from ndeflow.numerics.tree import BrownianTree
-from tests.numerics.sdes import Bounded, Free, Growth, OrnsteinUhlenbeck, Pull, Waves, tensor
+from tests.numerics.sdes import Bounded, Crosswise, Free, Growth, OrnsteinUhlenbeck, Pull, Waves, tensor
 
 F64 = torch.float64
 LEGAL = [
@@ -99,6 +99,16 @@ def test_the_law_of_an_ornstein_uhlenbeck_process(method):
     assert ((y.var(dim=0) / variance - 1).abs() < 4 * math.sqrt(2 / rows)).all()
     covariance = variance[0] * math.exp(-1.5 * 0.6)
     assert abs(torch.cov(y.T)[0, 1] / covariance - 1) < 4 * 0.044
+
+
+@pytest.mark.parametrize("method", ["heun", "midpoint"])
+def test_the_law_where_diagonal_noise_depends_on_other_components(method):
+    """Of dy_1 = y_2 dW_1, dy_2 = y_1 dW_2 in Ito's sense: E y = (1, 1), E y y' = (e, 1; 1, e), within four errors."""
+    rows, solver = 4000, AdaptiveStochastic(method, rtol=3e-2, atol=3e-2, batching="per_sample")
+    ys = solve(Crosswise(), torch.ones(rows, 2, dtype=F64), tensor(0.0, 1.0), solver=solver, noise=Brownian(4)).ys
+    y, z = ys[:, -1].unbind(dim=1)
+    found, want = torch.stack([y, z, y * y, z * z, y * z], dim=1), tensor(1.0, 1.0, math.e, math.e, 1.0)
+    assert ((found.mean(dim=0) - want).abs() < 4 * found.std(dim=0) / math.sqrt(rows)).all()
 
 
 def test_the_law_with_general_noise_is_that_of_small_fixed_steps():
@@ -296,7 +306,8 @@ def test_settings_are_checked():
 def test_a_step_alone_has_the_error_of_heun_and_euler():
     sde, z, h, w = Growth("stratonovich"), tensor(2.0)[:, None], tensor(0.25)[0], tensor(0.6)[:, None]
     problem = Problem(sde, z, tensor(0.0, 1.0), noise=Brownian(0))
-    step = AdaptiveStochastic().step(problem, tensor(0.0)[0], z, h, noise=w / 0.5)
+    noise = torch.stack([w / 0.5, tensor(-0.3)[:, None]], dim=1)
+    step = AdaptiveStochastic().step(problem, tensor(0.0)[0], z, h, noise=noise)
     ahead = 2.0 * (1 + 0.3 * 0.25 + 0.8 * 0.6)
     error = 0.5 * (0.25 * 0.3 + 0.6 * 0.8) * (ahead - 2.0)
     assert torch.allclose(step.y, tensor(ahead + error)) and torch.allclose(step.error, tensor(error))

@@ -41,9 +41,10 @@ def nodes(kind, rows: int = 3, parts: int = 1):
 
 
 def tree(start: float, stop: float, rows: int = 3) -> Tensor:
-    """W over a part of the unit interval."""
+    """W and sqrt(12) H over a part of the unit interval, (B, 2, 2)."""
     device = torch.device("cpu")
-    return BrownianTree(NOISE, 0.0, 1.0, 2, number=1)(start, stop, batch=rows, dtype=F64, device=device).w
+    w, h = BrownianTree(NOISE, 0.0, 1.0, 2, number=1)(start, stop, batch=rows, dtype=F64, device=device)
+    return torch.stack([w, math.sqrt(12) * h], dim=1)
 
 
 STEPS = [
@@ -58,16 +59,19 @@ def test_the_noise_of_steps_is_that_of_the_tree(parts):
     walk.enter(leg)
     for theta, size in STEPS[:5] + STEPS[6:] + STEPS[:3]:  # in any order
         got = walk.normals(theta, size)
-        cuts = [theta + size * k / parts for k in range(parts + 1)]
-        want = torch.stack([tree(a, b) for a, b in zip(cuts, cuts[1:], strict=False)], dim=1) / math.sqrt(size / parts)
-        assert torch.allclose(got.reshape(3, parts, 2), want, rtol=1e-9, atol=1e-9)
+        half = theta + size / 2
+        want = tree(theta, theta + size)
+        if parts == 2:
+            want = math.sqrt(2) * torch.stack([tree(theta, half)[:, 0], tree(half, theta + size)[:, 0]], dim=1)
+        assert torch.allclose(got, want / math.sqrt(size), rtol=1e-8, atol=1e-8)
 
 
 def test_the_smallest_nodes_of_all_are_reached():
     walk, leg, _ = nodes(Nodes)
     walk.enter(leg)
     theta, size = STEPS[5]
-    assert torch.allclose(walk.normals(theta, size), tree(theta, theta + size) * 2 ** (DEPTH / 2), rtol=1e-6, atol=1e-6)
+    got, want = walk.normals(theta, size)[:, 0], tree(theta, theta + size)[:, 0] * 2 ** (DEPTH / 2)
+    assert torch.allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
