@@ -70,8 +70,11 @@ class Pace(ABC):
 class Shared(Pace):
     """One step for all rows, judged by the root mean square of the errors of the rows that move.
 
-    dtheta: the next step as a fraction of a segment of mean length `length`. previous: the last accepted error.
+    dtheta: the next step as a fraction of a segment of mean length `length`. previous: the last accepted error. least:
+    the smallest step there, None until one is rejected.
     """
+
+    least: float | None
 
     def __init__(self, rules: Rules, stepper: Stepper, trace: Trace, nodes: Nodes | None = None) -> None:
         super().__init__(rules, stepper, trace)
@@ -91,7 +94,7 @@ class Shared(Pace):
             self.dtheta = min(1.0, self.dtheta * self.length / length)
             if self.fresh:
                 self.carry = self.stepper.begin(leg, self.z, slope)
-        self.length, self.theta = length, 0.0
+        self.length, self.theta, self.least = length, 0.0, None
         if self.nodes is not None:
             self.nodes.enter(leg)
 
@@ -122,9 +125,10 @@ class Shared(Pace):
             raise self._failure(step, proposed, f"{self.rules.max_steps} steps were not enough", TOO_MANY)
 
     def _least(self) -> float:
-        """The smallest step, as a fraction of the segment."""
-        least = self.leg.resolution().max().item()
-        return least if self.nodes is None else max(least, self.nodes.least)
+        """The smallest step, as a fraction of the segment; read from the device once."""
+        if self.least is None:
+            self.least = max(self.leg.resolution().max().item(), 0.0 if self.nodes is None else self.nodes.least)
+        return self.least
 
     def _accept(self, step: Step, ratio: float) -> None:
         start = self.theta, self.size, self.z, self.carry, self.fresh

@@ -18,6 +18,7 @@ from ndeflow.numerics.solve import solve
 from ndeflow.numerics.stochastic import Stochastic
 from ndeflow.numerics.tree import BrownianTree
 from tests.numerics.sdes import Bounded, Crosswise, Free, Growth, OrnsteinUhlenbeck, Pull, Waves, tensor
+from tests.numerics.test_masking import Reads
 
 F64 = torch.float64
 LEGAL = [
@@ -230,6 +231,13 @@ def test_a_row_that_stands_still_needs_no_diffusion_elsewhere(solver):
     ts, y0 = torch.stack([tensor(0.0, 0.1, 0.2), tensor(0.0, 0.1, 0.1)]), torch.full((2, 1), 1.9, dtype=F64)
     ys = solve(Bounded(), y0, ts, solver=solver, noise=Brownian(0)).ys
     assert ys.isfinite().all() and torch.equal(ys[1, 1], ys[1, 2])
+
+
+def test_a_step_reads_one_number_from_the_device():
+    with Reads() as reads:
+        stats = solved(Growth("stratonovich"), 1e-2, 20, batching="shared").stats
+    beside = 3  # whether times increase, the first step, and the smallest
+    assert stats.rejected[0] > beside and reads.count == stats.accepted[0] + stats.rejected[0] + beside
 
 
 def test_opposite_paths_are_opposite():
