@@ -178,7 +178,9 @@ class AdaptiveStochastic(Adaptive):
                 f"{field.noise_type} noise in the sense of {field.sde_type}; use {_cure(field)}"
             )
         if problem.probes is not None and self.apart:
-            raise ValueError("expected batching=shared for states between save times of an SDE, got per_sample; use it")
+            raise ValueError(
+                "expected batching=shared for states between save times of an SDE, got per_sample; use shared"
+            )
 
     def cut(self, problem: Problem) -> Segments:
         return fixed_segments(problem)
@@ -225,11 +227,11 @@ class AdaptiveStochastic(Adaptive):
         """One step. noise: (B, 2, noise_size) normals, of W and V = sqrt(12) H, its space-time Levy area, or of W over
         its halves where steps are doubled."""
         assert isinstance(system, InitialValue)
-        t, h, dw = increments(t, z, h, noise, self.parts)
-        sde = terms(system)
+        field, sde = system.problem.field, terms(system)
+        t, h, dw = increments(t, z, h, noise, (2, field.noise_size), self.parts)
         if self.parts == 1:
             dw, area = dw.unbind(1)
-            if sde.ito and system.problem.field.noise_type != "additive":
+            if sde.ito and field.noise_type != "additive":
                 sde = in_stratonovich(sde, t, z, h, area)
         z1, error = PAIRS[self.method].advance(sde, t, z, sde.drift(t, z), h, dw)
         judged = torch.add(error, z1.detach(), alpha=0)  # non-finite where the step's result is

@@ -155,9 +155,9 @@ def fixed_segments(problem: Problem) -> Segments:
         return Segments(ts if len(ts) > 1 else torch.cat([ts, ts]))
     segments = adaptive_segments(problem)
     if segments.locate(problem.ts.detach()).interior:
+        cure = "" if problem.noise is not None else ", or use an adaptive solver such as RungeKutta()"
         raise ValueError(
-            "expected save times that are knots of the control path, got one between knots; "
-            "save at knots only, or use an adaptive solver such as RungeKutta()"
+            f"expected save times that are knots of the control path, got one between knots; save at knots only{cure}"
         )
     return segments
 

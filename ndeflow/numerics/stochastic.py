@@ -200,7 +200,7 @@ class Stochastic(FixedMarching):
     ) -> Step:
         """One step. carry: what `begin` or the last step gave. noise: (B, noise_size) normals, dW = sqrt(h) noise."""
         assert isinstance(system, InitialValue)
-        t, h, dw = increments(t, z, h, noise)
+        t, h, dw = increments(t, z, h, noise, (system.problem.field.noise_size,))
         scheme, sde = SCHEMES[self.method], terms(system)
         if scheme.advance is None:
             carry = reversible_heun.begin(sde, t, z, system(t, z)) if carry is None else carry
@@ -213,17 +213,22 @@ class Stochastic(FixedMarching):
         self, system: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Tensor | None
     ) -> tuple[Tensor, Any]:
         assert isinstance(system, InitialValue)
-        t, h, dw = increments(t, z, h, noise)
+        t, h, dw = increments(t, z, h, noise, (system.problem.field.noise_size,))
         return reversible_heun.undo(terms(system), t, z, h, dw, carry)
 
 
-def increments(t: Tensor, z: Tensor, h: Tensor, noise: Tensor | None, parts: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """t and h as z is, and normals (B, m), or (B, n, m), times sqrt(h / parts)."""
-    if noise is None:
-        raise ValueError("expected the noise of an SDE's step, standard normals, got none")
+def increments(
+    t: Tensor, z: Tensor, h: Tensor, noise: Tensor | None, shape: tuple[int, ...], parts: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """t and h as z is, and normals (B, *shape), of a shape (m,) or (n, m), times sqrt(h / parts)."""
+    if noise is None or noise.shape[1:] != shape:
+        found = "none" if noise is None else tuple(noise.shape)
+        raise ValueError(
+            f"expected the noise of an SDE's step, standard normals (B, {', '.join(map(str, shape))}), got {found}"
+        )
     t, h = t.to(z.dtype), h.to(z.dtype)
     scale = root(per_row(h) / parts)
-    return t, h, noise * (scale if noise.dim() == 2 or scale.dim() == 0 else scale.unsqueeze(1))
+    return t, h, noise * (scale if len(shape) == 1 or scale.dim() == 0 else scale.unsqueeze(1))
 
 
 class Driven(InitialValue):

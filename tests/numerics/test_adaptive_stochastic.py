@@ -13,6 +13,7 @@ from ndeflow.numerics.adaptive_stochastic import PAIRS, AdaptiveStochastic, solv
 from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.brownian import Brownian
 from ndeflow.numerics.field import SDE, SDE_TYPES
+from ndeflow.numerics.paths import Linear
 from ndeflow.numerics.solution import Solution, SolveError
 from ndeflow.numerics.solve import solve
 from ndeflow.numerics.stochastic import Stochastic
@@ -321,3 +322,13 @@ def test_a_step_alone_has_the_error_of_heun_and_euler():
     assert torch.allclose(step.y, tensor(ahead + error)) and torch.allclose(step.error, tensor(error))
     scale = 1e-2 * (1 + ahead + error)
     assert torch.allclose(step.ratio, tensor(error / scale))
+    for noise, what in ((None, "none"), (w, r"\(1, 1\)")):
+        with pytest.raises(ValueError, match=rf"standard normals \(B, 2, 1\), got {what}"):
+            AdaptiveStochastic().step(problem, tensor(0.0)[0], z, h, noise=noise)
+
+
+def test_save_times_between_knots_are_refused_without_a_cure_for_odes():
+    path = Linear.through(tensor(0.0, 1.0), torch.ones(2, 2, 1, dtype=F64))
+    y0, ts = torch.ones(2, 3, dtype=F64), tensor(0.0, 0.5, 1.0)
+    with pytest.raises(ValueError, match="got one between knots; save at knots only$"):
+        solve(Waves(), y0, ts, context=path, solver=AdaptiveStochastic(), noise=Brownian(1))
