@@ -176,6 +176,29 @@ def test_paths_with_gaps_and_schedulers_that_wait_for_metrics_are_refused():
     assert len(task(scheduler=None).configure_optimizers()) == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient_clip_val": 0.5}, "expected no trainer.gradient_clip_val .* got 0.5; set it to null and lower"),
+        ({"accumulate_grad_batches": 2}, "expected trainer.accumulate_grad_batches=1 .* got 2; raise data.batch_size"),
+    ],
+)
+def test_a_trainer_that_clips_or_accumulates_is_refused_before_data_are_read(tmp_path, options, message):
+    made, data = task(), Walks(batch_size=4)
+    trainer = tiny.make_trainer(tmp_path, 1, **{"gradient_clip_val": None, **options})
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(made, datamodule=data)
+    assert not data._batches and not list(tmp_path.iterdir())
+    trainer.test(made, datamodule=data, verbose=False)
+
+
+def test_a_distance_that_is_not_finite_names_the_rates_of_both_sides(tmp_path):
+    made = task()
+    torch.nn.init.constant_(made.critic.readout.bias, math.inf)
+    with pytest.raises(FloatingPointError, match=r"lower optimizer\.lr and task\.critic_optimizer\.lr, or check"):
+        fit(tmp_path, made=made, epochs=1)
+
+
 def test_figures_show_sampled_paths():
     made, batch = task().double(), paths(rows=30, channels=1)
     figure = made.figures(made.model(batch), batch)["sampled_paths"]
