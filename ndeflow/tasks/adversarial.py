@@ -40,9 +40,9 @@ class Adversarial(Task):
     ValueError for a scheduler that waits for a metric, for paths with missing values, and for a Trainer that clips or
     accumulates gradients.
 
-    Metrics compare the increments of generated and of real paths, exactly where a split is one batch: Kolmogorov's
-    distance (marginal), mean differences of the correlations of squares with later squares and of increments with later
-    squares (leverage), at up to `lags` lags, and their sum (distance).
+    Metrics compare the increments of generated and of real paths, exactly where a split is one batch of one process:
+    Kolmogorov's distance (marginal), mean differences of the correlations of squares with later squares and of
+    increments with later squares (leverage), at up to `lags` lags, and their sum (distance).
     """
 
     calming: ClassVar[str] = "lower optimizer.lr and task.critic_optimizer.lr"

@@ -105,7 +105,7 @@ class Task(Clipped, ABC):
         left = remaining(output, batch, preparation.solved)
         self._count(left.failed)
         if left.empty:
-            return sum((0.0 * p.sum() for p in self.model.parameters()), start=output.prediction.new_zeros(()))
+            return sum((0.0 * p.sum() for p in self.parameters()), start=output.prediction.new_zeros(()))
         preparation.solved = dict(left.solved)
         loss, penalties = self.terms(left.output, left.batch, preparation)
         weights = self._weights() if penalties else {}
@@ -134,6 +134,8 @@ class Task(Clipped, ABC):
         checkpoint.setdefault(KEY, {})["failed"] = of_all(self.trainer, self._tally.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Before weights are loaded: in the Trainer's precision already, or double ones would be rounded to single."""
+        self.trainer.strategy.precision_plugin.convert_module(self)
         state = of_mine(self.trainer, checkpoint.get(KEY, {}).get("failed", ()))
         if state is not None:
             self._tally.load_state_dict(state)

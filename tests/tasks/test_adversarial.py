@@ -3,55 +3,24 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from functools import partial
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ndeflow.contracts import DataSpec, Series
-from ndeflow.data import DataModule
 from ndeflow.metrics import Averages
-from ndeflow.models import CDECritic, SDEGenerator
 from ndeflow.nets.lipschitz import SpectralNorm, weights
+from ndeflow.numerics.stochastic import Stochastic
 from ndeflow.tasks import Adversarial
 from ndeflow.tasks.adversarial import joined
 from ndeflow.training.checkpoints import read_checkpoint
 from ndeflow.training.signals import Interrupted
 from tests.models.test_gan import paths
+from tests.tasks.tiny_adversarial import COMMAND, Walks, fit, task
 from tests.training import tiny_training as tiny
 from tests.training.test_resume import SignalAt
-
-SPEC = DataSpec(("a",), (0.0,), (1.0,))
-ADAM = partial(torch.optim.Adam, lr=0.01)
-
-
-class Walks(DataModule):
-    """Twenty random walks of five steps."""
-
-    def series(self) -> Series:
-        ys = torch.randn(20, 6, 1, generator=torch.Generator().manual_seed(5)).cumsum(dim=1)
-        return Series(torch.arange(6).expand(20, -1), ys)
-
-
-def task(**settings) -> Adversarial:
-    torch.manual_seed(3)
-    generator = SDEGenerator(1, hidden=3, width=4, noise_size=2, initial_noise=2)
-    critic = CDECritic(1, hidden=3, width=4)
-    made = Adversarial(
-        generator, critic, ADAM, ADAM, **{"scheduler": partial(ExponentialLR, gamma=0.9), "averaging": 0.8, **settings}
-    )
-    made.spec = SPEC
-    return made
-
-
-def fit(run_dir, *extra, made: Adversarial | None = None, epochs: int = 3) -> Adversarial:
-    made = made or task()
-    torch.manual_seed(99)  # a resumed run must not depend on the state it starts in
-    trainer = tiny.make_trainer(run_dir, epochs, *extra, gradient_clip_val=None)
-    last = run_dir / "checkpoints" / "last.ckpt"
-    trainer.fit(made, datamodule=Walks(batch_size=4), ckpt_path=last if last.exists() else None)
-    return made
 
 
 def distance(made: Adversarial, batch) -> torch.Tensor:
@@ -131,6 +100,35 @@ def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(tmp_path, wh
     with pytest.raises(Interrupted):
         fit(tmp_path, SignalAt(hook, 6))
     tiny.assert_same_run(tmp_path, fit(tmp_path).state_dict(), whole)
+
+
+def test_two_processes_train_as_one_with_the_batches_of_both_and_resume_exactly(tmp_path):
+    subprocess.run([*COMMAND, str(tmp_path)], cwd=tiny.ROOT, check=True, timeout=120)
+    one = fit(tmp_path / "one", rows=2, precision="64-true").state_dict()
+    whole = torch.load(tmp_path / "whole0.pt")
+    for name in ("whole1", "cut0", "cut1"):
+        tiny.assert_equal(torch.load(tmp_path / f"{name}.pt"), whole)
+    assert tiny.reproducible(tmp_path / "cut") == tiny.reproducible(tmp_path / "whole")
+    assert max((one[name] - value).abs().max() for name, value in whole.items()) < 1e-13
+    assert not torch.equal(one["critic.readout.weight"], task().double().critic.readout.weight)
+
+
+def test_a_resume_in_double_precision_is_exact(tmp_path):
+    double = {"precision": "64-true"}
+    whole = fit(tmp_path / "whole", **double).state_dict()
+    with pytest.raises(Interrupted):
+        fit(tmp_path / "cut", SignalAt("on_before_backward", 6), **double)
+    tiny.assert_equal(fit(tmp_path / "cut", **double).state_dict(), whole)
+    assert whole["model.readout.weight"].dtype == torch.float64
+
+
+def test_where_all_paths_fail_both_sides_have_zero_gradients():
+    """As processes that share a batch need it, for they wait for each other's gradients of all parameters."""
+    made, batch = task().double(), paths(channels=1)
+    made.model.solver = Stochastic("heun", on_failure="mask")
+    made.objective(batch._replace(ys=batch.ys * math.inf)).backward()
+    for side in (made.model, made.critic):
+        assert all(p.grad is not None and not p.grad.any() for p in side.parameters())
 
 
 def test_the_average_is_what_is_validated_and_kept_as_the_best(tmp_path):
