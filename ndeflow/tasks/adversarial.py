@@ -37,8 +37,8 @@ class Adversarial(Task):
     critic: scores (B,) of a batch all of whose observed values it may read. critic_optimizer: as optimizer, which is
     the generator's. scheduler: made for both. averaging: decay of the average of the generator's weights that is
     validated and kept as the best, for the two players circle around each other; 0: the weights themselves. Raises
-    ValueError for a scheduler that waits for a metric, for paths with missing values, and for a Trainer that clips or
-    accumulates gradients.
+    ValueError for a scheduler that waits for a metric, for paths with missing values, and for a Trainer that clips,
+    accumulates or scales gradients.
 
     Metrics compare the increments of generated and of real paths, exactly where a split is one batch of one process:
     Kolmogorov's distance (marginal), mean differences of the correlations of squares with later squares and of
@@ -149,6 +149,11 @@ def check_options(trainer: pl.Trainer) -> None:
         raise ValueError(
             "expected trainer.accumulate_grad_batches=1 for Adversarial, which steps after every batch, "
             f"got {trainer.accumulate_grad_batches}; raise data.batch_size instead"
+        )
+    if trainer.precision == "16-mixed":
+        raise ValueError(
+            "expected a trainer.precision without a scale of the loss for Adversarial, whose two "
+            "optimizers would share it, got 16-mixed; use bf16-mixed or 32-true"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from ndeflow.metrics import Averages
 from ndeflow.nets.lipschitz import SpectralNorm, weights
 from ndeflow.numerics.stochastic import Stochastic
 from ndeflow.tasks import Adversarial
-from ndeflow.tasks.adversarial import joined
+from ndeflow.tasks.adversarial import check_options, joined
 from ndeflow.training.checkpoints import read_checkpoint
 from ndeflow.training.signals import Interrupted
 from tests.models.test_gan import paths
@@ -188,6 +189,12 @@ def test_a_trainer_that_clips_or_accumulates_is_refused_before_data_are_read(tmp
         trainer.fit(made, datamodule=data)
     assert not data._batches and not list(tmp_path.iterdir())
     trainer.test(made, datamodule=data, verbose=False)
+
+
+def test_a_trainer_that_scales_the_loss_is_refused():
+    trainer = SimpleNamespace(gradient_clip_val=None, accumulate_grad_batches=1, precision="16-mixed")
+    with pytest.raises(ValueError, match="got 16-mixed; use bf16-mixed or 32-true"):
+        check_options(trainer)
 
 
 def test_a_distance_that_is_not_finite_names_the_rates_of_both_sides(tmp_path):
