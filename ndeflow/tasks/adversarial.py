@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -34,12 +37,15 @@ class Adversarial(Task):
     critic: scores (B,) of a batch all of whose observed values it may read. critic_optimizer: as optimizer, which is
     the generator's. scheduler: made for both. averaging: decay of the average of the generator's weights that is
     validated and kept as the best, for the two players circle around each other; 0: the weights themselves. Raises
-    ValueError for a scheduler that waits for a metric, and for paths with missing values.
+    ValueError for a scheduler that waits for a metric, for paths with missing values, and for a Trainer that clips,
+    accumulates or scales gradients.
 
-    Metrics compare the increments of generated and of real paths, exactly where a split is one batch: Kolmogorov's
-    distance (marginal), mean differences of the correlations of squares with later squares and of increments with later
-    squares (leverage), at up to `lags` lags, and their sum (distance).
+    Metrics compare the increments of generated and of real paths, exactly where a split is one batch of one process:
+    Kolmogorov's distance (marginal), mean differences of the correlations of squares with later squares and of
+    increments with later squares (leverage), at up to `lags` lags, and their sum (distance).
     """
+
+    calming: ClassVar[str] = "lower optimizer.lr and task.critic_optimizer.lr"
 
     def __init__(
         self,
@@ -83,6 +89,12 @@ class Adversarial(Task):
     def figures(self, output: Output, batch: Batch) -> dict[str, Figure]:
         return {"sampled_paths": plots.sampled_paths(batch, output.prediction, self.spec, lags=self.lags)}
 
+    def configure_callbacks(self) -> list[Callback]:
+        """None. The Trainer asks for them first of all: what it cannot do for two optimizers is said here."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_options(self.trainer)
+        return []
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         generator, critic = self.trainer.optimizers
         for optimizer in (generator, critic):
@@ -124,6 +136,25 @@ class Adversarial(Task):
         found = self.optimizers()
         assert isinstance(found, list) and isinstance(found[0], LightningOptimizer)
         return found[0]
+
+
+def check_options(trainer: pl.Trainer) -> None:
+    """Raises ValueError for what a Trainer does only where it makes the optimizer's steps itself."""
+    if trainer.gradient_clip_val:
+        raise ValueError(
+            "expected no trainer.gradient_clip_val for Adversarial, whose constraint bounds the critic, "
+            f"got {trainer.gradient_clip_val}; set it to null and {Adversarial.calming}"
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise ValueError(
+            "expected trainer.accumulate_grad_batches=1 for Adversarial, which steps after every batch, "
+            f"got {trainer.accumulate_grad_batches}; raise data.batch_size instead"
+        )
+    if trainer.precision == "16-mixed":
+        raise ValueError(
+            "expected a trainer.precision without a scale of the loss for Adversarial, whose two "
+            "optimizers would share it, got 16-mixed; use bf16-mixed or 32-true"
+        )
 
 
 def joined(batch: Batch, fake: Tensor) -> Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ class Task(Clipped, ABC):
     scheduler, stepped once an epoch. regularizers: name -> regularizer, seen by training steps only. seed: of the
     run; the noise of a training step is a function of it and of the global step.
     """
+
+    calming: ClassVar[str] = "lower optimizer.lr, set trainer.gradient_clip_val"
+    """What to do where training diverges."""
 
     def __init__(
         self,
@@ -102,15 +105,15 @@ class Task(Clipped, ABC):
         left = remaining(output, batch, preparation.solved)
         self._count(left.failed)
         if left.empty:
-            return sum((0.0 * p.sum() for p in self.model.parameters()), start=output.prediction.new_zeros(()))
+            return sum((0.0 * p.sum() for p in self.parameters()), start=output.prediction.new_zeros(()))
         preparation.solved = dict(left.solved)
         loss, penalties = self.terms(left.output, left.batch, preparation)
         weights = self._weights() if penalties else {}
         total = loss + sum(weights[name] * value for name, value in penalties.items())
         if not math.isfinite(total.item()):
             raise FloatingPointError(
-                f"expected a finite loss, got {total.item()} at step {self.global_step}; lower optimizer.lr, "
-                "set trainer.gradient_clip_val, or check the data's scale"
+                f"expected a finite loss, got {total.item()} at step {self.global_step}; {self.calming}, "
+                "or check the data's scale"
             )
         self.meter.add({"train/loss": loss, **{f"train/penalty/{k}": v for k, v in penalties.items()}})
         return total
@@ -131,6 +134,8 @@ class Task(Clipped, ABC):
         checkpoint.setdefault(KEY, {})["failed"] = of_all(self.trainer, self._tally.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Before weights are loaded: in the Trainer's precision already, or double ones would be rounded to single."""
+        self.trainer.strategy.precision_plugin.convert_module(self)
         state = of_mine(self.trainer, checkpoint.get(KEY, {}).get("failed", ()))
         if state is not None:
             self._tally.load_state_dict(state)

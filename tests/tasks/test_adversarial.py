@@ -3,55 +3,25 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ndeflow.contracts import DataSpec, Series
-from ndeflow.data import DataModule
 from ndeflow.metrics import Averages
-from ndeflow.models import CDECritic, SDEGenerator
 from ndeflow.nets.lipschitz import SpectralNorm, weights
+from ndeflow.numerics.stochastic import Stochastic
 from ndeflow.tasks import Adversarial
-from ndeflow.tasks.adversarial import joined
+from ndeflow.tasks.adversarial import check_options, joined
 from ndeflow.training.checkpoints import read_checkpoint
 from ndeflow.training.signals import Interrupted
 from tests.models.test_gan import paths
+from tests.tasks.tiny_adversarial import COMMAND, Walks, fit, task
 from tests.training import tiny_training as tiny
 from tests.training.test_resume import SignalAt
-
-SPEC = DataSpec(("a",), (0.0,), (1.0,))
-ADAM = partial(torch.optim.Adam, lr=0.01)
-
-
-class Walks(DataModule):
-    """Twenty random walks of five steps."""
-
-    def series(self) -> Series:
-        ys = torch.randn(20, 6, 1, generator=torch.Generator().manual_seed(5)).cumsum(dim=1)
-        return Series(torch.arange(6).expand(20, -1), ys)
-
-
-def task(**settings) -> Adversarial:
-    torch.manual_seed(3)
-    generator = SDEGenerator(1, hidden=3, width=4, noise_size=2, initial_noise=2)
-    critic = CDECritic(1, hidden=3, width=4)
-    made = Adversarial(
-        generator, critic, ADAM, ADAM, **{"scheduler": partial(ExponentialLR, gamma=0.9), "averaging": 0.8, **settings}
-    )
-    made.spec = SPEC
-    return made
-
-
-def fit(run_dir, *extra, made: Adversarial | None = None, epochs: int = 3) -> Adversarial:
-    made = made or task()
-    torch.manual_seed(99)  # a resumed run must not depend on the state it starts in
-    trainer = tiny.make_trainer(run_dir, epochs, *extra, gradient_clip_val=None)
-    last = run_dir / "checkpoints" / "last.ckpt"
-    trainer.fit(made, datamodule=Walks(batch_size=4), ckpt_path=last if last.exists() else None)
-    return made
 
 
 def distance(made: Adversarial, batch) -> torch.Tensor:
@@ -133,6 +103,35 @@ def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(tmp_path, wh
     tiny.assert_same_run(tmp_path, fit(tmp_path).state_dict(), whole)
 
 
+def test_two_processes_train_as_one_with_the_batches_of_both_and_resume_exactly(tmp_path):
+    subprocess.run([*COMMAND, str(tmp_path)], cwd=tiny.ROOT, check=True, timeout=120)
+    one = fit(tmp_path / "one", rows=2, precision="64-true").state_dict()
+    whole = torch.load(tmp_path / "whole0.pt")
+    for name in ("whole1", "cut0", "cut1"):
+        tiny.assert_equal(torch.load(tmp_path / f"{name}.pt"), whole)
+    assert tiny.reproducible(tmp_path / "cut") == tiny.reproducible(tmp_path / "whole")
+    assert max((one[name] - value).abs().max() for name, value in whole.items()) < 1e-13
+    assert not torch.equal(one["critic.readout.weight"], task().double().critic.readout.weight)
+
+
+def test_a_resume_in_double_precision_is_exact(tmp_path):
+    double = {"precision": "64-true"}
+    whole = fit(tmp_path / "whole", **double).state_dict()
+    with pytest.raises(Interrupted):
+        fit(tmp_path / "cut", SignalAt("on_before_backward", 6), **double)
+    tiny.assert_equal(fit(tmp_path / "cut", **double).state_dict(), whole)
+    assert whole["model.readout.weight"].dtype == torch.float64
+
+
+def test_where_all_paths_fail_both_sides_have_zero_gradients():
+    """As processes that share a batch need it, for they wait for each other's gradients of all parameters."""
+    made, batch = task().double(), paths(channels=1)
+    made.model.solver = Stochastic("heun", on_failure="mask")
+    made.objective(batch._replace(ys=batch.ys * math.inf)).backward()
+    for side in (made.model, made.critic):
+        assert all(p.grad is not None and not p.grad.any() for p in side.parameters())
+
+
 def test_the_average_is_what_is_validated_and_kept_as_the_best(tmp_path):
     weights = []
 
@@ -174,6 +173,35 @@ def test_paths_with_gaps_and_schedulers_that_wait_for_metrics_are_refused():
     with pytest.raises(ValueError, match="expected a scheduler that needs no metric"):
         task(scheduler=ReduceLROnPlateau).configure_optimizers()
     assert len(task(scheduler=None).configure_optimizers()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient_clip_val": 0.5}, "expected no trainer.gradient_clip_val .* got 0.5; set it to null and lower"),
+        ({"accumulate_grad_batches": 2}, "expected trainer.accumulate_grad_batches=1 .* got 2; raise data.batch_size"),
+    ],
+)
+def test_a_trainer_that_clips_or_accumulates_is_refused_before_data_are_read(tmp_path, options, message):
+    made, data = task(), Walks(batch_size=4)
+    trainer = tiny.make_trainer(tmp_path, 1, **{"gradient_clip_val": None, **options})
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(made, datamodule=data)
+    assert not data._batches and not list(tmp_path.iterdir())
+    trainer.test(made, datamodule=data, verbose=False)
+
+
+def test_a_trainer_that_scales_the_loss_is_refused():
+    trainer = SimpleNamespace(gradient_clip_val=None, accumulate_grad_batches=1, precision="16-mixed")
+    with pytest.raises(ValueError, match="got 16-mixed; use bf16-mixed or 32-true"):
+        check_options(trainer)
+
+
+def test_a_distance_that_is_not_finite_names_the_rates_of_both_sides(tmp_path):
+    made = task()
+    torch.nn.init.constant_(made.critic.readout.bias, math.inf)
+    with pytest.raises(FloatingPointError, match=r"lower optimizer\.lr and task\.critic_optimizer\.lr, or check"):
+        fit(tmp_path, made=made, epochs=1)
 
 
 def test_figures_show_sampled_paths():
