@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -165,21 +163,19 @@ def test_local_stiffness_is_that_of_a_linear_field(sampling):
 
 @pytest.mark.parametrize("batching", ["shared", "per_sample"])
 def test_an_sdes_step_has_noise_of_its_own(batching):
-    """Its mean over many draws is the sum over the steps of solves on many paths, within four standard errors."""
+    """It is not the noise by which the accepted step was chosen: the mean is a little above that of accepted steps."""
     sde, y0, ts = Waves(), torch.linspace(-1, 1, 6, dtype=F64).view(2, 3), TS[[0, 2]]
     solver = AdaptiveStochastic(rtol=3e-2, atol=3e-2, batching=batching, compile="off")
     torch.manual_seed(0)
     local, whole = [], []
     with torch.no_grad():
-        for n in range(150):
+        for n in range(80):
             value, solution = prepared(LocalError(sampling="biased"), sde, y0, ts, solver=solver, noise=Brownian(n))
             local.append(value)
-            whole.append(
-                GlobalError().penalty(nn.Identity(), Output(solution.ys), None, [Solved(solution, range(0), range(0))])
-            )
+            solved = [Solved(solution, range(0), range(0))]
+            whole.append(GlobalError().penalty(nn.Identity(), Output(solution.ys), None, solved))
     local, whole = torch.stack(local), torch.stack(whole)
-    assert local.mean() > 0.5 * whole.mean() and local.mean() < 4 * whole.mean()
-    assert math.isfinite(local.var())
+    assert whole.mean() < local.mean() < 4 * whole.mean()
 
 
 def test_what_estimates_nothing_is_refused_with_the_cure():
