@@ -39,8 +39,8 @@ class LocalCost(Regularizer):
     not that of the error.
 
     sampling: "unbiased", t* uniform in time; "biased", at the start of an accepted step, each as likely as the others:
-    denser where the dynamics are hard. Both are weighted to have the mean of the sum over all steps. One t* a solve, or
-    for each row where rows step apart; several solves are added up.
+    denser where the dynamics are hard. Both are weighted to have the mean of the sum over all steps. All rows have one
+    t*, as a fraction of their times, and with "biased" where rows step apart each its own. Several solves are added up.
     """
 
     def __init__(self, weight: float | Decay, sampling: Sampling) -> None:
