@@ -2,6 +2,7 @@
 
 from ndeflow.data.archives import Archive
 from ndeflow.data.base import DataModule
+from ndeflow.data.digits import Digits
 from ndeflow.data.elnino import ElNino
 from ndeflow.data.files import Files, NewSeries, read_for
 from ndeflow.data.long import Columns
@@ -16,6 +17,7 @@ __all__ = [
     "Columns",
     "DataModule",
     "DataWarning",
+    "Digits",
     "ElNino",
     "Everything",
     "Files",

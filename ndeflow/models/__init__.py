@@ -10,6 +10,7 @@ from ndeflow.models.forecasters import ODEForecaster, ODEInterpolator, SDEForeca
 from ndeflow.models.generator import SDEGenerator
 from ndeflow.models.hybrid import HybridODE
 from ndeflow.models.latent import LatentODE, LatentSDE
+from ndeflow.models.points import PointClassifier
 from ndeflow.models.trajectory import NeuralODE, NeuralSDE
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ODEClassifier",
     "ODEForecaster",
     "ODEInterpolator",
+    "PointClassifier",
     "SDEClassifier",
     "SDEForecaster",
     "SDEGenerator",

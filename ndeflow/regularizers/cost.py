@@ -1,7 +1,8 @@
-"""Penalties on what a solve costs: the solver's own estimates, on the autograd graph."""
+"""Penalties on what a solve costs: the solver's own estimates at every step, on the autograd graph."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, final
 
@@ -10,57 +11,64 @@ from torch import Tensor
 
 from ndeflow.contracts import Decay, Output, Regularizer, Solved
 from ndeflow.numerics.adaptive import Adaptive
+from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.mesh import SharedMesh
-from ndeflow.numerics.solution import Solution
+from ndeflow.numerics.solution import Solution, Stats
+
+Aggregate = Literal["sum", "mean", "max"]
 
 
-@final
-class GlobalError(Regularizer):
-    """The local error summed over the accepted steps of a solve (ERNODE, of an SDE ERNSDE).
+class StepCost(Regularizer):
+    """The estimates of a solver over its accepted steps, as one number.
 
-    R = sum_j E_j |h_j|, with E_j the tolerance-scaled RMS local error of step j over batch and state, and h_j a
-    plain number; where rows step apart, the mean of each row's own R. Pal, Ma, Shah, Rackauckas 2021, "Opening the
-    Blackbox", section 3. A controller holds E_j near a constant, so the value does not fall when the cost falls:
-    judge by evaluations, never by the penalty.
-
-    aggregate: "sum" as the paper's formula, "mean" over steps as its published experiments, or "max".
+    Steps that rows take together have one term each, from the root mean square over the batch, as the controller judges
+    them; where rows step apart, each has its own terms, and the penalty is the mean over rows. Step sizes are plain
+    numbers. Several solves of a training step are added up. aggregate: "sum", "mean" or "max" over steps.
     """
 
-    def __init__(self, weight: float | Decay = 1.0, *, aggregate: Literal["sum", "mean", "max"] = "sum") -> None:
+    def __init__(self, weight: float | Decay, aggregate: Aggregate) -> None:
         super().__init__(weight)
         if aggregate not in ("sum", "mean", "max"):
             raise ValueError(f"expected aggregate sum, mean or max, got {aggregate!r}")
         self.aggregate = aggregate
 
+    @abstractmethod
+    def estimate(self, stats: Stats) -> Tensor | None:
+        """(B, N), what is penalised of each step; None: the solver does not estimate it."""
+
+    @abstractmethod
+    def refuse(self, solver: Any) -> None:
+        """Raise ValueError, with the cure, for a solver that does not estimate it."""
+
+    @abstractmethod
+    def terms(self, estimate: Tensor, sizes: Tensor, solver: Any) -> Tensor:
+        """Of each step, from its estimate and its size, shaped alike."""
+
     def check(self, model: Any) -> None:
-        adjoint = type(model.adjoint)
+        adjoint, name = type(model.adjoint), type(self).__name__
         if not adjoint.differentiable_stats:
             raise ValueError(
-                f"expected an adjoint that differentiates the solver's error estimate, got {adjoint.__name__}; "
-                "use adjoint=direct or adjoint=checkpointed with GlobalError"
+                f"expected an adjoint that differentiates the solver's estimates, got {adjoint.__name__}; "
+                f"use adjoint=direct or adjoint=checkpointed with {name}, or its local form with any adjoint"
             )
-        if model.solver is not None and not isinstance(model.solver, Adaptive):
-            raise ValueError(
-                f"expected a solver that estimates its local error, got {model.solver}; use an adaptive one "
-                "(solver=dopri5, tsit5, bosh3 or heun, of an SDE adaptive_stochastic) with GlobalError"
-            )
+        if model.solver is not None:
+            self.refuse(model.solver)
 
     def penalty(self, model: Any, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
         total, *others = [self._of(one.solution) for one in solved]
         return sum(others, start=total)
 
     def _of(self, solution: Solution) -> Tensor:
+        self.refuse(solution.solver)
         stats, mesh = solution.stats, solution.stats.mesh
-        if stats.error is None:
-            raise ValueError("expected a solve with local error estimates, got none; use an adaptive solver")
+        estimate = self.estimate(stats)
+        assert estimate is not None
         if not isinstance(mesh, SharedMesh):
-            sizes, counts = stats.steps.abs().to(stats.error), stats.accepted.clamp(min=1)
-            return self._aggregated(stats.error * sizes, counts).mean()
-        error = torch.linalg.vector_norm(stats.error, dim=0)  # its gradient at 0 is 0
-        sizes = mesh.sizes(error) / len(stats.error) ** 0.5
-        if self.aggregate == "sum":
-            return error.dot(sizes)
-        return self._aggregated(error * sizes, max(len(error), 1))
+            sizes, counts = stats.steps.abs().to(estimate), stats.accepted.clamp(min=1)
+            return self._aggregated(self.terms(estimate, sizes, solution.solver), counts).mean()
+        size = torch.linalg.vector_norm(estimate, dim=0)  # its gradient at 0 is 0
+        terms = self.terms(size / len(estimate) ** 0.5, mesh.sizes(size), solution.solver)
+        return self._aggregated(terms, max(len(size), 1))
 
     def _aggregated(self, terms: Tensor, counts: Tensor | int) -> Tensor:
         """Of terms (N,) or (R, N), `counts` of each row: 0-dim or (R,); 0 where there are none."""
@@ -68,3 +76,60 @@ class GlobalError(Regularizer):
             return terms.amax(dim=-1)
         total = terms.sum(dim=-1)
         return total / counts if self.aggregate == "mean" else total
+
+
+@final
+class GlobalError(StepCost):
+    """The local error summed over the accepted steps of a solve (ERNODE, of an SDE ERNSDE).
+
+    R = sum_j E_j |h_j|, with E_j the tolerance-scaled RMS local error of step j and h_j its size; see `StepCost`. Pal,
+    Ma, Shah, Rackauckas 2021, "Opening the Blackbox", section 3. A controller holds E_j near a constant, so the value
+    does not fall when the cost falls: judge by evaluations, never by the penalty.
+
+    aggregate: "sum" as the paper's formula, "mean" over steps as its published experiments, or "max".
+    """
+
+    def __init__(self, weight: float | Decay = 1.0, *, aggregate: Aggregate = "sum") -> None:
+        super().__init__(weight, aggregate)
+
+    def estimate(self, stats: Stats) -> Tensor | None:
+        return stats.error
+
+    def refuse(self, solver: Any) -> None:
+        if not isinstance(solver, Adaptive):
+            raise ValueError(
+                f"expected a solver that estimates its local error, got {solver}; use an adaptive one "
+                "(solver=dopri5, tsit5, bosh3 or heun, of an SDE adaptive_stochastic) with GlobalError"
+            )
+
+    def terms(self, estimate: Tensor, sizes: Tensor, solver: Any) -> Tensor:
+        return estimate * sizes
+
+
+@final
+class Stiffness(StepCost):
+    """The stiffness of the accepted steps of a solve (SRNODE).
+
+    R = max_j S_j / s, with S_j = |k_s - k_{s-1}| / |g_s - g_{s-1}| from the two stages at the end of step j (Hairer &
+    Wanner II, p. 22), and s the method's stability interval on the negative real axis, 3.3066 for dopri5 and 3.5068 for
+    tsit5; step sizes do not enter; see `StepCost`. Pal, Ma, Shah, Rackauckas 2021, section 3, where each norm is taken
+    over the batch: here each row has its S_j.
+
+    aggregate: "max" as the published experiments, "sum" as the paper's formula, or "mean".
+    """
+
+    def __init__(self, weight: float | Decay = 0.1, *, aggregate: Aggregate = "max") -> None:
+        super().__init__(weight, aggregate)
+
+    def estimate(self, stats: Stats) -> Tensor | None:
+        return stats.stiffness
+
+    def refuse(self, solver: Any) -> None:
+        if not (isinstance(solver, RungeKutta) and solver.stiffness):
+            raise ValueError(
+                f"expected a solver that estimates stiffness, got {solver}; use solver=dopri5 or tsit5, which have two "
+                "stages at the end of a step, with Stiffness"
+            )
+
+    def terms(self, estimate: Tensor, sizes: Tensor, solver: Any) -> Tensor:
+        return estimate / solver.tableau.stability

@@ -17,11 +17,13 @@ from ndeflow.fields.cde import CDEField
 from ndeflow.fields.known import SIR, DampedPendulum, LotkaVolterra, OrnsteinUhlenbeck
 from ndeflow.fields.moments import Moments
 from ndeflow.fields.ode import MLPField
+from ndeflow.fields.timed import TimedField
 from ndeflow.fields.sde import DiagonalSDE, ScalarSDE
 from ndeflow.numerics.field import SDE
 
 ROWS = 4
 FIELDS: dict[type[nn.Module], list[tuple[Callable[[], nn.Module], int, int]]] = {  # makers, size of y, inputs
+    TimedField: [(lambda: TimedField(3, width=8), 3, 0)],
     MLPField: [
         (lambda: MLPField(3), 3, 0),
         (lambda: MLPField(3, inputs=2, bounded=True), 3, 2),

@@ -151,7 +151,6 @@ def test_a_path_walks_forwards_and_backwards_over_the_same_normals():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # of torch's own, while it is imported
 @pytest.mark.parametrize("size", [3, 16])
 def test_machine_code_makes_the_same_numbers_whatever_the_words(size):
     def normals(step, low, high, index):

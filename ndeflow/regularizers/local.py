@@ -1,0 +1,183 @@
+"""Penalties on what one step costs, from a random time on: with any adjoint, for one more step."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from ndeflow.contracts import Decay, Output, Problem, Regularizer, Solved
+from ndeflow.numerics.adaptive import Adaptive
+from ndeflow.numerics.adaptive_stochastic import AdaptiveStochastic
+from ndeflow.numerics.explicit import RungeKutta
+from ndeflow.numerics.field import path_of
+from ndeflow.numerics.solution import Solution, Step
+
+Sampling = Literal["unbiased", "biased"]
+
+
+class Start(NamedTuple):
+    """Where a step begins: t, its size h and a weight, each (B,), and y, (B, *state), all constants."""
+
+    t: Tensor
+    y: Tensor
+    h: Tensor
+    weight: Tensor
+
+
+class LocalCost(Regularizer):
+    """An estimate of one more step, from a state y* on the solution at a random time t*.
+
+    The step has the size h of the accepted one that covers t*; t*, y* and h are constants, the first stage is not. From
+    a t* so late that the step would pass the end of the solve, or a knot of its control path, the accepted step itself
+    is taken. No gradient of the solve is needed, and so any adjoint serves. Pal, Edelman, Rackauckas 2023, "Locally
+    regularized neural differential equations", section 3; there the first stage is a constant too, whose gradient is
+    not that of the error.
+
+    sampling: "unbiased", t* uniform in time; "biased", at the start of an accepted step, each as likely as the others:
+    denser where the dynamics are hard. Both are weighted to have the mean of the sum over all steps. All rows have one
+    t*, as a fraction of their times, and with "biased" where rows step apart each its own. Several solves are added up.
+    """
+
+    def __init__(self, weight: float | Decay, sampling: Sampling) -> None:
+        super().__init__(weight)
+        if sampling not in ("unbiased", "biased"):
+            raise ValueError(f"expected sampling unbiased or biased, got {sampling!r}")
+        self.sampling = sampling
+
+    @abstractmethod
+    def refuse(self, solver: Any) -> None:
+        """Raise ValueError, with the cure, for a solver whose steps do not estimate it."""
+
+    @abstractmethod
+    def term(self, step: Step, start: Start, solver: Any) -> Tensor:
+        """(B,), of the step; its root mean square, or where rows step apart its mean, is the penalty."""
+
+    def check(self, model: Any) -> None:
+        if model.solver is not None:
+            self.refuse(model.solver)
+
+    def prepare(self, problem: Problem) -> Problem:
+        problem = replace(problem, keep_mesh=True)
+        if self.sampling == "biased":
+            return problem
+        start, end = problem.ts[..., :1], problem.ts[..., -1:]
+        return problem.with_probes(start + torch.rand(1, dtype=start.dtype, device=start.device) * (end - start))
+
+    def penalty(self, model: Any, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
+        total, *others = [self._of(one) for one in solved]
+        return sum(others, start=total)
+
+    def _of(self, one: Solved) -> Tensor:
+        solution = one.solution
+        solver = solution.solver
+        self.refuse(solver)
+        assert isinstance(solver, Adaptive)
+        if solution.stats.steps.shape[1] == 0:
+            return solution.ys.sum() * 0.0
+        start = self._biased(solution) if self.sampling == "biased" else self._unbiased(one)
+        column = [x.view(-1, *[1] * (start.y.dim() - 1)) for x in (start.t, start.h)]
+        step = solver.step(solution.problem, column[0], start.y, column[1], noise=_noise(solution))
+        terms = self.term(step, start, solver)
+        return terms.mean() if solver.apart else torch.linalg.vector_norm(terms) / len(terms) ** 0.5
+
+    def _biased(self, solution: Solution) -> Start:
+        """At an accepted step, one of N: weight N h."""
+        stats, solver = solution.stats, solution.solver
+        assert isinstance(solver, Adaptive)
+        counts = stats.accepted
+        u = torch.rand(len(counts) if solver.apart else 1, device=counts.device)
+        j = (u * counts).long().clamp(max=stats.steps.shape[1] - 1)
+        t, y, h = _accepted(solution, j)
+        return Start(t, y, h, counts.clamp(min=1) * h.abs())
+
+    def _unbiased(self, one: Solved) -> Start:
+        """At the probe, with the size of the step that covers it: weight t1 - t0."""
+        solution, place = one.solution, one.probes.start
+        ts = solution.ts.detach()
+        ts = (ts if ts.dim() == 2 else ts.expand(len(solution.ys), -1)).to(solution.stats.times.dtype)
+        t, last = ts[:, place], ts[:, solution.problem.ts.shape[-1] - 1]
+        times, steps = solution.stats.times, solution.stats.steps
+        moves = steps != 0
+        fraction = (t.unsqueeze(1) - times) / torch.where(moves, steps, 1.0)
+        j = (moves & (fraction >= 0) & (fraction <= 1 + SLACK)).long().argmax(dim=1)
+        before, y, h = _accepted(solution, j)
+        over = (t + h - _edge(solution, before + h, last)) * h.sign() > SLACK * h.abs()
+        state = solution.ys[:, place].detach()
+        y = torch.where(over.view(-1, *[1] * (y.dim() - 1)), y, state)
+        return Start(torch.where(over, before, t), y, h, (last - ts[:, 0]).abs())
+
+
+SLACK = 1e-6
+
+
+def _accepted(solution: Solution, j: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Time, state and size of step j of each row."""
+    stats, rows = solution.stats, torch.arange(len(j), device=j.device)
+    assert stats.states is not None
+    return stats.times[rows, j], stats.states[rows, j], stats.steps[rows, j]
+
+
+def _edge(solution: Solution, end: Tensor, last: Tensor) -> Tensor:
+    """(B,) the first knot of the control path that is not before the end of an accepted step; without a path `last`."""
+    path = path_of(solution.problem.context)
+    if path is None:
+        return last
+    knots = path.knots.detach().to(end.dtype)
+    knots = knots if knots.dim() == 2 else knots.expand(len(end), -1)
+    place = torch.searchsorted(knots.contiguous(), (end - SLACK).unsqueeze(1)).clamp(max=knots.shape[1] - 1)
+    return torch.minimum(knots.gather(1, place).squeeze(1), last)
+
+
+def _noise(solution: Solution) -> Tensor | None:
+    """Normals of a step of an SDE, of their own."""
+    solver, y0 = solution.solver, solution.problem.y0
+    if not isinstance(solver, AdaptiveStochastic):
+        return None
+    parts = [2] * (solver.parts - 1)
+    return torch.randn(len(y0), *parts, solution.problem.field.noise_size, dtype=y0.dtype, device=y0.device)
+
+
+@final
+class LocalError(LocalCost):
+    """The error of one step, an unbiased estimate of `GlobalError` with aggregate "sum".
+
+    R = (t1 - t0) E(t*, y*, h), or N h E(t*, y*, h) with biased sampling; see `LocalCost`.
+    """
+
+    def __init__(self, weight: float | Decay = 1.0, *, sampling: Sampling = "unbiased") -> None:
+        super().__init__(weight, sampling)
+
+    def refuse(self, solver: Any) -> None:
+        if not isinstance(solver, Adaptive):
+            raise ValueError(
+                f"expected a solver that estimates its local error, got {solver}; use an adaptive one "
+                "(solver=dopri5, tsit5, bosh3 or heun, of an SDE adaptive_stochastic) with LocalError"
+            )
+
+    def term(self, step: Step, start: Start, solver: Any) -> Tensor:
+        assert step.ratio is not None
+        return step.ratio * start.weight.to(step.ratio.dtype)
+
+
+@final
+class LocalStiffness(LocalCost):
+    """The stiffness of one step, S(t*, y*, h) / s; see `Stiffness` and `LocalCost`. Steps are not weighted by size."""
+
+    def __init__(self, weight: float | Decay = 0.1, *, sampling: Sampling = "biased") -> None:
+        super().__init__(weight, sampling)
+
+    def refuse(self, solver: Any) -> None:
+        if not (isinstance(solver, RungeKutta) and solver.stiffness):
+            raise ValueError(
+                f"expected a solver that estimates stiffness, got {solver}; use solver=dopri5 or tsit5, which have two "
+                "stages at the end of a step, with LocalStiffness"
+            )
+
+    def term(self, step: Step, start: Start, solver: Any) -> Tensor:
+        assert step.stiffness is not None
+        return step.stiffness / solver.tableau.stability

@@ -1,0 +1,58 @@
+"""How far a trajectory is from a polynomial in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from ndeflow.contracts import Decay, Output, Problem, Regularizer, Solved
+from ndeflow.numerics.field import SDE
+
+
+@final
+class TrajectoryPolynomial(Regularizer):
+    """The squared distance of states along the solution from the nearest polynomial in time (TPR).
+
+    R = |(I - U U') Z|^2 / (n + 2), of states Z at the start, at n uniformly random times and at the end, with U an
+    orthonormal basis of polynomials up to `degree` at these times; summed over the state, mean over the batch. It is 0
+    where the solution is such a polynomial. Huang, Yeh 2021, "Accelerating continuous normalizing flow with trajectory
+    polynomial regularization", eq. 8. Several solves are added up; the times are drawn at each.
+
+    degree: 1 or more. points: n >= degree, so that there are more times than coefficients. Raises ValueError otherwise,
+    and for an SDE.
+    """
+
+    def __init__(self, weight: float | Decay = 0.1, *, degree: int = 1, points: int = 2) -> None:
+        super().__init__(weight)
+        if degree < 1 or points < degree:
+            raise ValueError(f"expected degree >= 1 and points >= degree, got degree {degree}, points {points}")
+        self.degree, self.points = degree, points
+
+    def prepare(self, problem: Problem) -> Problem:
+        if isinstance(problem.field, SDE):
+            raise ValueError(
+                "expected an ODE or a CDE for TrajectoryPolynomial, got an SDE, whose paths are rough; use "
+                "GlobalError with solver=adaptive_stochastic"
+            )
+        ts = problem.ts
+        start, end = ts[..., :1], ts[..., -1:]
+        fractions = torch.rand(self.points, dtype=ts.dtype, device=ts.device).sort().values
+        return problem.with_probes(start + fractions * (end - start))
+
+    def penalty(self, model: Any, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
+        total, *others = [self._of(one) for one in solved]
+        return sum(others, start=total)
+
+    def _of(self, one: Solved) -> Tensor:
+        solution, last = one.solution, one.solution.problem.ts.shape[-1] - 1
+        places = [0, *one.probes, last]
+        times, z = solution.ts.detach()[..., places], solution.ys[:, places].flatten(2)
+        span = times[..., -1:] - times[..., :1]
+        fraction = ((times - times[..., :1]) / torch.where(span == 0, 1.0, span)).to(z.dtype)
+        powers = torch.stack([fraction**k for k in range(self.degree + 1)], dim=-1)
+        basis, _ = torch.linalg.qr(powers)
+        rest = z - basis @ (basis.mT @ z)
+        return rest.square().sum(dim=(1, 2)).mean() / len(places)
