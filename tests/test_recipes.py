@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ndeflow import claims, resources
-from ndeflow.data.loader import take
+from ndeflow.data.loader import moved, take
 from ndeflow.tasks import Task
 
 RECIPES = resources.recipes()
@@ -40,7 +40,10 @@ def train_one_batch(*words):
     task = resources.instantiate(resources.resolved(config)["task"])
     assert isinstance(task, Task)
     task.spec = data.spec
+    if config.trainer.precision == "64-true":
+        task.double()
     batch = take(data.train, torch.arange(min(8, len(data.train.index))))
+    batch = moved(batch, task.model, torch.device("cpu"))
     with task.model.prepared(task.regularizers) as preparation:
         loss, penalties = task.terms(task.model(batch), batch, preparation)
     (loss + sum(penalties.values())).backward()

@@ -138,8 +138,7 @@ def _noise(solution: Solution) -> Tensor | None:
     solver, y0 = solution.solver, solution.problem.y0
     if not isinstance(solver, AdaptiveStochastic):
         return None
-    parts = [2] * (solver.parts - 1)
-    return torch.randn(len(y0), *parts, solution.problem.field.noise_size, dtype=y0.dtype, device=y0.device)
+    return torch.randn(len(y0), 2, solution.problem.field.noise_size, dtype=y0.dtype, device=y0.device)
 
 
 @final

@@ -17,8 +17,8 @@ from ndeflow.fields.cde import CDEField
 from ndeflow.fields.known import SIR, DampedPendulum, LotkaVolterra, OrnsteinUhlenbeck
 from ndeflow.fields.moments import Moments
 from ndeflow.fields.ode import MLPField
-from ndeflow.fields.timed import TimedField
 from ndeflow.fields.sde import DiagonalSDE, ScalarSDE
+from ndeflow.fields.timed import TimedField
 from ndeflow.numerics.field import SDE
 
 ROWS = 4
