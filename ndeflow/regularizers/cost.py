@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
-from ndeflow.contracts import Decay, Output, Regularizer, Solved
+from ndeflow.contracts import Decay, Solved
 from ndeflow.numerics.adaptive import Adaptive
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.mesh import SharedMesh
-from ndeflow.numerics.solution import Solution, Stats
+from ndeflow.numerics.solution import Stats
+from ndeflow.regularizers.solves import SolvePenalty
 
 Aggregate = Literal["sum", "mean", "max"]
 
 
-class StepCost(Regularizer):
+class StepCost(SolvePenalty):
     """The estimates of a solver over its accepted steps, as one number.
 
     Steps that rows take together have one term each, from the root mean square over the batch, as the controller judges
@@ -54,11 +54,8 @@ class StepCost(Regularizer):
         if model.solver is not None:
             self.refuse(model.solver)
 
-    def penalty(self, model: Any, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
-        total, *others = [self._of(one.solution) for one in solved]
-        return sum(others, start=total)
-
-    def _of(self, solution: Solution) -> Tensor:
+    def of(self, one: Solved) -> Tensor:
+        solution = one.solution
         self.refuse(solution.solver)
         stats, mesh = solution.stats, solution.stats.mesh
         estimate = self.estimate(stats)

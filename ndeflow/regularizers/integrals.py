@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from ndeflow.contracts import Decay, Output, Problem, Regularizer, Solved
+from ndeflow.contracts import Decay, Problem, Solved
 from ndeflow.numerics.field import SDE
+from ndeflow.regularizers.solves import SolvePenalty
 
 
 class Rate(nn.Module):
@@ -22,7 +22,7 @@ class Rate(nn.Module):
         """(B,), at t and y (B, *state), with dy = field(t, y). own: the integrand's own context."""
 
 
-class Integral(Regularizer):
+class Integral(SolvePenalty):
     """The mean over the batch of an integral over the whole solve, of a rate that is a mean over the state.
 
     Several solves of a training step are added up. Raises ValueError for an SDE, whose drift alone is not its path's
@@ -43,11 +43,7 @@ class Integral(Regularizer):
             )
         return replace(problem, integrands=(*problem.integrands, (self.rate, self.own(problem))))
 
-    def penalty(self, model: Any, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
-        total, *others = [self._of(one) for one in solved]
-        return sum(others, start=total)
-
-    def _of(self, one: Solved) -> Tensor:
+    def of(self, one: Solved) -> Tensor:
         end = one.solution.problem.ts.shape[-1] - 1
         return one.solution.integrals[:, end, one.integrals.start].mean()
 

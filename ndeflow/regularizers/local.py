@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from ndeflow.contracts import Decay, Output, Problem, Regularizer, Solved
+from ndeflow.contracts import Decay, Problem, Solved
 from ndeflow.numerics.adaptive import Adaptive
 from ndeflow.numerics.adaptive_stochastic import AdaptiveStochastic
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import path_of
 from ndeflow.numerics.solution import Solution, Step
+from ndeflow.regularizers.solves import SolvePenalty
 
 Sampling = Literal["unbiased", "biased"]
+SLACK = 1e-6  # of a step
 
 
 class Start(NamedTuple):
@@ -29,7 +30,7 @@ class Start(NamedTuple):
     weight: Tensor
 
 
-class LocalCost(Regularizer):
+class LocalCost(SolvePenalty):
     """An estimate of one more step, from a state y* on the solution at a random time t*.
 
     The step has the size h of the accepted one that covers t*; t*, y* and h are constants, the first stage is not. From
@@ -68,11 +69,7 @@ class LocalCost(Regularizer):
         start, end = problem.ts[..., :1], problem.ts[..., -1:]
         return problem.with_probes(start + torch.rand(1, dtype=start.dtype, device=start.device) * (end - start))
 
-    def penalty(self, model: Any, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
-        total, *others = [self._of(one) for one in solved]
-        return sum(others, start=total)
-
-    def _of(self, one: Solved) -> Tensor:
+    def of(self, one: Solved) -> Tensor:
         solution = one.solution
         solver = solution.solver
         self.refuse(solver)
@@ -110,9 +107,6 @@ class LocalCost(Regularizer):
         state = solution.ys[:, place].detach()
         y = torch.where(over.view(-1, *[1] * (y.dim() - 1)), y, state)
         return Start(torch.where(over, before, t), y, h, (last - ts[:, 0]).abs())
-
-
-SLACK = 1e-6
 
 
 def _accepted(solution: Solution, j: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from ndeflow.contracts import Decay, Output, Problem, Regularizer, Solved
+from ndeflow.contracts import Decay, Problem, Solved
 from ndeflow.numerics.field import SDE
+from ndeflow.regularizers.solves import SolvePenalty
 
 
 @final
-class TrajectoryPolynomial(Regularizer):
+class TrajectoryPolynomial(SolvePenalty):
     """The squared distance of states along the solution from the nearest polynomial in time (TPR).
 
     R = |(I - U U') Z|^2 / (n + 2), of states Z at the start, at n uniformly random times and at the end, with U an
@@ -42,11 +42,7 @@ class TrajectoryPolynomial(Regularizer):
         fractions = torch.rand(self.points, dtype=ts.dtype, device=ts.device).sort().values
         return problem.with_probes(start + fractions * (end - start))
 
-    def penalty(self, model: Any, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
-        total, *others = [self._of(one) for one in solved]
-        return sum(others, start=total)
-
-    def _of(self, one: Solved) -> Tensor:
+    def of(self, one: Solved) -> Tensor:
         solution, last = one.solution, one.solution.problem.ts.shape[-1] - 1
         places = [0, *one.probes, last]
         times, z = solution.ts.detach()[..., places], solution.ys[:, places].flatten(2)
