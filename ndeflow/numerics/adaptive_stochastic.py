@@ -138,7 +138,8 @@ class AdaptiveStochastic(Adaptive):
     number and its length alone, not on tolerances or other rows. States between steps (probes) are interpolated
     linearly, with shared stepping.
 
-    stats.nfe counts the drift: 2 an attempt. Raises as `RungeKutta` does, and ValueError for what a method cannot step.
+    stats.nfe counts the drift: 2 an attempt, and 3 to find the first step's size. Raises as `RungeKutta` does, and
+    ValueError for what a method cannot step.
     """
 
     method: str = "heun"

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Decay, Solved
-from ndeflow.numerics.adaptive import Adaptive
-from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.mesh import SharedMesh
 from ndeflow.numerics.solution import Stats
+from ndeflow.regularizers.solvers import needs_error, needs_stiffness
 from ndeflow.regularizers.solves import SolvePenalty
 
 Aggregate = Literal["sum", "mean", "max"]
@@ -93,11 +92,7 @@ class GlobalError(StepCost):
         return stats.error
 
     def refuse(self, solver: Any) -> None:
-        if not isinstance(solver, Adaptive):
-            raise ValueError(
-                f"expected a solver that estimates its local error, got {solver}; use an adaptive one "
-                "(solver=dopri5, tsit5, bosh3 or heun, of an SDE adaptive_stochastic) with GlobalError"
-            )
+        needs_error(solver, type(self).__name__)
 
     def terms(self, estimate: Tensor, sizes: Tensor, solver: Any) -> Tensor:
         return estimate * sizes
@@ -122,11 +117,7 @@ class Stiffness(StepCost):
         return stats.stiffness
 
     def refuse(self, solver: Any) -> None:
-        if not (isinstance(solver, RungeKutta) and solver.stiffness):
-            raise ValueError(
-                f"expected a solver that estimates stiffness, got {solver}; use solver=dopri5 or tsit5, which have two "
-                "stages at the end of a step, with Stiffness"
-            )
+        needs_stiffness(solver, type(self).__name__)
 
     def terms(self, estimate: Tensor, sizes: Tensor, solver: Any) -> Tensor:
         return estimate / solver.tableau.stability

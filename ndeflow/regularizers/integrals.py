@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ndeflow.contracts import Decay, Problem, Solved
-from ndeflow.numerics.field import SDE
+from ndeflow.regularizers.solvers import needs_derivative
 from ndeflow.regularizers.solves import SolvePenalty
 
 
@@ -36,11 +36,7 @@ class Integral(SolvePenalty):
         return None
 
     def prepare(self, problem: Problem) -> Problem:
-        if isinstance(problem.field, SDE):
-            raise ValueError(
-                f"expected an ODE or a CDE for {type(self).__name__}, got an SDE, whose paths have no derivative; "
-                "use GlobalError with solver=adaptive_stochastic"
-            )
+        needs_derivative(problem, type(self).__name__)
         return replace(problem, integrands=(*problem.integrands, (self.rate, self.own(problem))))
 
     def of(self, one: Solved) -> Tensor:

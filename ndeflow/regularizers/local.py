@@ -12,9 +12,9 @@ from torch import Tensor
 from ndeflow.contracts import Decay, Problem, Solved
 from ndeflow.numerics.adaptive import Adaptive
 from ndeflow.numerics.adaptive_stochastic import AdaptiveStochastic
-from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import path_of
 from ndeflow.numerics.solution import Solution, Step
+from ndeflow.regularizers.solvers import needs_error, needs_stiffness
 from ndeflow.regularizers.solves import SolvePenalty
 
 Sampling = Literal["unbiased", "biased"]
@@ -146,11 +146,7 @@ class LocalError(LocalCost):
         super().__init__(weight, sampling)
 
     def refuse(self, solver: Any) -> None:
-        if not isinstance(solver, Adaptive):
-            raise ValueError(
-                f"expected a solver that estimates its local error, got {solver}; use an adaptive one "
-                "(solver=dopri5, tsit5, bosh3 or heun, of an SDE adaptive_stochastic) with LocalError"
-            )
+        needs_error(solver, type(self).__name__)
 
     def term(self, step: Step, start: Start, solver: Any) -> Tensor:
         assert step.ratio is not None
@@ -165,11 +161,7 @@ class LocalStiffness(LocalCost):
         super().__init__(weight, sampling)
 
     def refuse(self, solver: Any) -> None:
-        if not (isinstance(solver, RungeKutta) and solver.stiffness):
-            raise ValueError(
-                f"expected a solver that estimates stiffness, got {solver}; use solver=dopri5 or tsit5, which have two "
-                "stages at the end of a step, with LocalStiffness"
-            )
+        needs_stiffness(solver, type(self).__name__)
 
     def term(self, step: Step, start: Start, solver: Any) -> Tensor:
         assert step.stiffness is not None

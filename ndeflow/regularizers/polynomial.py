@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Decay, Problem, Solved
-from ndeflow.numerics.field import SDE
+from ndeflow.regularizers.solvers import needs_derivative
 from ndeflow.regularizers.solves import SolvePenalty
 
 
@@ -32,11 +32,7 @@ class TrajectoryPolynomial(SolvePenalty):
         self.degree, self.points = degree, points
 
     def prepare(self, problem: Problem) -> Problem:
-        if isinstance(problem.field, SDE):
-            raise ValueError(
-                "expected an ODE or a CDE for TrajectoryPolynomial, got an SDE, whose paths are rough; use "
-                "GlobalError with solver=adaptive_stochastic"
-            )
+        needs_derivative(problem, type(self).__name__)
         ts = problem.ts
         start, end = ts[..., :1], ts[..., -1:]
         fractions = torch.rand(self.points, dtype=ts.dtype, device=ts.device).sort().values

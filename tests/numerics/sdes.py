@@ -8,6 +8,14 @@ from torch import Tensor, nn
 from ndeflow.numerics.field import SDE
 
 F64 = torch.float64
+METHODS = [
+    ("euler", "ito"),
+    ("milstein", "ito"),
+    ("milstein", "stratonovich"),
+    ("heun", "stratonovich"),
+    ("midpoint", "stratonovich"),
+]
+"""The methods of fixed steps for multiplicative noise, each with a sense that it solves; without reversible Heun."""
 
 
 def tensor(*values: float) -> Tensor:

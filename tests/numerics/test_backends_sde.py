@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torchsde
-from torch import Tensor, nn
+from torch import nn
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics.backends import TORCHSDE, Increments, TorchSDE
@@ -15,6 +15,7 @@ from ndeflow.numerics.brownian import Brownian
 from ndeflow.numerics.field import NOISE_TYPES, SDE, SDE_TYPES, ByValue
 from ndeflow.numerics.paths import Linear
 from ndeflow.numerics.stochastic import SCHEMES, Stochastic
+from tests.numerics.sdes import Waves, tensor
 
 F64 = torch.float64
 
@@ -22,30 +23,6 @@ F64 = torch.float64
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-def tensor(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-class Waves(SDE):
-    """A bounded nonlinear SDE on three components, of any noise and sense."""
-
-    def __init__(self, noise_type: str = "diagonal", sde_type: str = "ito") -> None:
-        size = {"diagonal": 3, "scalar": 1}.get(noise_type, 2)
-        super().__init__(noise_type=noise_type, sde_type=sde_type, noise_size=size)
-        self.rate = nn.Parameter(tensor(0.7))
-        self.weight = nn.Parameter(tensor(0.4, -0.3, 0.5)[:, None] * torch.linspace(1, 2, size, dtype=F64))
-
-    def drift(self, t, y, *context):
-        return torch.sin(self.rate * y) * torch.cos(t) + (context[0] if context else 0.0)
-
-    def diffusion(self, t, y, *context):
-        if self.noise_type == "diagonal":
-            return self.weight[:, 0] * torch.cos(y)
-        if self.noise_type == "additive":
-            return self.weight.expand(len(y), 3, 2) * (1 + 0.1 * t)
-        return self.weight * torch.cos(y).unsqueeze(-1)
 
 
 class Named(nn.Module):

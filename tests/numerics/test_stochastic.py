@@ -16,7 +16,7 @@ from ndeflow.numerics.field import NOISE_TYPES, SDE, SDE_TYPES, ByValue
 from ndeflow.numerics.paths import Linear
 from ndeflow.numerics.solution import SolveError
 from ndeflow.numerics.stochastic import SCHEMES, Stochastic
-from tests.numerics.sdes import Free, Growth, OrnsteinUhlenbeck, Pull, Waves, tensor
+from tests.numerics.sdes import METHODS, Free, Growth, OrnsteinUhlenbeck, Pull, Waves, tensor
 
 F64 = torch.float64
 LEGAL = [
@@ -64,11 +64,7 @@ def strong_order(sde: SDE, method: str, exact: Tensor) -> float:
 
 
 @pytest.mark.parametrize("noise_type", ["diagonal", "scalar"])
-@pytest.mark.parametrize(
-    ("method", "sde_type"),
-    [("euler", "ito"), ("milstein", "ito"), ("milstein", "stratonovich"), ("heun", "stratonovich"),
-     ("midpoint", "stratonovich")],
-)  # fmt: skip
+@pytest.mark.parametrize(("method", "sde_type"), METHODS)
 def test_strong_order_on_geometric_brownian_motion(method, sde_type, noise_type):
     normals = Brownian(5).normals(0, FINE, 1, batch=500, dtype=F64, device=torch.device("cpu"))
     w = normals.sum(dim=0) / math.sqrt(FINE)

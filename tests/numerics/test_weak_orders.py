@@ -13,7 +13,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics.brownian import Brownian
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.stochastic import Stochastic
-from tests.numerics.sdes import Growth, OrnsteinUhlenbeck, tensor
+from tests.numerics.sdes import METHODS, Growth, OrnsteinUhlenbeck, tensor
 
 F64 = torch.float64
 STEPS = (8, 16, 32, 64)
@@ -34,11 +34,7 @@ def order(errors: list[float]) -> float:
 
 
 @pytest.mark.parametrize("noise_type", ["diagonal", "scalar"])
-@pytest.mark.parametrize(
-    ("method", "sde_type"),
-    [("euler", "ito"), ("milstein", "ito"), ("milstein", "stratonovich"), ("heun", "stratonovich"),
-     ("midpoint", "stratonovich")],
-)  # fmt: skip
+@pytest.mark.parametrize(("method", "sde_type"), METHODS)
 @pytest.mark.parametrize("power", [1, 2])
 def test_moments_of_geometric_brownian_motion(power, method, sde_type, noise_type):
     """y_n is a product of independent factors: E y_n^p is a power of a factor's. Weak order 1."""
