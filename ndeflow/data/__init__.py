@@ -8,12 +8,14 @@ from ndeflow.data.files import Files, NewSeries, read_for
 from ndeflow.data.long import Columns
 from ndeflow.data.measured import Influenza, LynxHare
 from ndeflow.data.notices import DataWarning, MissingData
+from ndeflow.data.points import Checkerboard, NineGaussians, Points, Rings
 from ndeflow.data.rates import Rates
 from ndeflow.data.returns import Returns
 from ndeflow.data.visibility import Everything, First, FirstFraction, Hidden, Visibility
 
 __all__ = [
     "Archive",
+    "Checkerboard",
     "Columns",
     "DataModule",
     "DataWarning",
@@ -27,9 +29,12 @@ __all__ = [
     "Influenza",
     "LynxHare",
     "MissingData",
+    "NineGaussians",
+    "Points",
     "NewSeries",
     "Rates",
     "Returns",
+    "Rings",
     "Visibility",
     "read_for",
 ]
