@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,10 +53,20 @@ def train_one_batch(*words):
     return task
 
 
-def test_every_variant_and_cell_composes_and_trains_one_batch(name):
+def own_files(config, folder):
+    """Overrides that give a recipe on the user's own images some, drawn at random."""
+    if not config["data"]["_target_"].endswith(".Images"):
+        return []
+    images = np.random.default_rng(0).integers(0, 256, size=(100, 28, 28), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images, labels=np.arange(100) % 10)
+    return [f"data.root={folder}"]
+
+
+def test_every_variant_and_cell_composes_and_trains_one_batch(name, tmp_path):
     plain = resources.resolved(resources.compose([f"recipe={name}", "run_dir=x"]))
+    given = own_files(plain, tmp_path)
     for job in claims.jobs(name, plain, [0]):
-        train_one_batch(f"recipe={name}", *job.overrides)
+        train_one_batch(f"recipe={name}", *given, *job.overrides)
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "hermite", "natural_cubic", "rectilinear"])

@@ -5,6 +5,7 @@ from ndeflow.data.base import DataModule
 from ndeflow.data.digits import Digits
 from ndeflow.data.elnino import ElNino
 from ndeflow.data.files import Files, NewSeries, read_for
+from ndeflow.data.images import Images
 from ndeflow.data.long import Columns
 from ndeflow.data.measured import Influenza, LynxHare
 from ndeflow.data.notices import DataWarning, MissingData
@@ -26,6 +27,7 @@ __all__ = [
     "First",
     "FirstFraction",
     "Hidden",
+    "Images",
     "Influenza",
     "LynxHare",
     "MissingData",

@@ -5,6 +5,7 @@ from ndeflow.regularizers.end_time import EndTimeJitter
 from ndeflow.regularizers.integrals import JacobianFrobenius, Kinetic, TaylorDerivative
 from ndeflow.regularizers.local import LocalError, LocalStiffness
 from ndeflow.regularizers.polynomial import TrajectoryPolynomial
+from ndeflow.regularizers.released import ReleasedLocalError
 
 __all__ = [
     "EndTimeJitter",
@@ -13,6 +14,7 @@ __all__ = [
     "Kinetic",
     "LocalError",
     "LocalStiffness",
+    "ReleasedLocalError",
     "Stiffness",
     "TaylorDerivative",
     "TrajectoryPolynomial",
