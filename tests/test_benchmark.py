@@ -20,7 +20,6 @@ from benchmarking.apart import apart
 from benchmarking.block import Block, Row, errors, joined, made
 from benchmarking.cases import CASES, ODE
 from benchmarking.measure import Times, interleaved, kept_bytes, timed, with_children
-from benchmarking.ode.penalized import Penalized, error, stiffness
 from benchmarking.ode.problem import ODEProblem
 from benchmarking.ode.suite import SUITE
 from benchmarking.ode.systems import BareField
@@ -239,12 +238,13 @@ def test_rows_of_processes_have_their_names():
     assert [each.system for each in joined(blocks).rows] == ["cold", "cached"]
 
 
-@pytest.mark.parametrize("penalty", [error, stiffness])
-def test_a_penalty_of_weight_0_is_on_the_graph_and_leaves_the_gradient(penalty):
+@pytest.mark.parametrize("penalty", ["error", "stiffness", "local", "local-biased"])
+def test_a_penalty_of_weight_0_is_on_the_graph_and_leaves_states_and_gradient(penalty):
     problem = ODEProblem(ODE("", (), width=4, batch=2), CPU)
-    system, plain = Penalized(problem, penalty, "off"), SUITE.systems["ndeflow-eager"](problem)
-    assert penalty(system.solution()).requires_grad
-    torch.testing.assert_close(system.result().gradient, plain.result().gradient)
+    system, plain = (SUITE.systems[f"ndeflow-eager{x}"](problem) for x in (f"-{penalty}", ""))
+    ours, theirs = system.result(), plain.result()
+    torch.testing.assert_close(ours.y, theirs.y)
+    torch.testing.assert_close(ours.gradient, theirs.gradient)
     assert system.kept() > plain.kept()
 
 

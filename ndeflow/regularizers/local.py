@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Decay, Problem, Solved
+from ndeflow.numerics import single
 from ndeflow.numerics.adaptive import Adaptive
 from ndeflow.numerics.adaptive_stochastic import AdaptiveStochastic
 from ndeflow.numerics.field import path_of
-from ndeflow.numerics.solution import Solution, Step
+from ndeflow.numerics.solution import Solution
 from ndeflow.regularizers.solvers import needs_error, needs_stiffness
 from ndeflow.regularizers.solves import SolvePenalty
 
@@ -55,8 +56,8 @@ class LocalCost(SolvePenalty):
         """Raise ValueError, with the cure, for a solver whose steps do not estimate it."""
 
     @abstractmethod
-    def term(self, step: Step, start: Start, solver: Any) -> Tensor:
-        """(B,), of the step; its root mean square, or where rows step apart its mean, is the penalty."""
+    def term(self, error: Tensor | None, stiffness: Tensor | None, start: Start, solver: Any) -> Tensor:
+        """(B,), of the step's estimates; its root mean square, or where rows step apart its mean, is the penalty."""
 
     def check(self, model: Any) -> None:
         if model.solver is not None:
@@ -77,9 +78,8 @@ class LocalCost(SolvePenalty):
         if solution.stats.steps.shape[1] == 0:
             return solution.ys.sum() * 0.0
         start = self._biased(solution) if self.sampling == "biased" else self._unbiased(one)
-        column = [x.view(-1, *[1] * (start.y.dim() - 1)) for x in (start.t, start.h)]
-        step = solver.step(solution.problem, column[0], start.y, column[1], noise=_noise(solution))
-        terms = self.term(step, start, solver)
+        error, stiffness = single.estimates(solver, solution.problem, start.t, start.y, start.h, _noise(solution))
+        terms = self.term(error, stiffness, start, solver)
         return terms.mean() if solver.apart else torch.linalg.vector_norm(terms) / len(terms) ** 0.5
 
     def _biased(self, solution: Solution) -> Start:
@@ -148,9 +148,9 @@ class LocalError(LocalCost):
     def refuse(self, solver: Any) -> None:
         needs_error(solver, type(self).__name__)
 
-    def term(self, step: Step, start: Start, solver: Any) -> Tensor:
-        assert step.ratio is not None
-        return step.ratio * start.weight.to(step.ratio.dtype)
+    def term(self, error: Tensor | None, stiffness: Tensor | None, start: Start, solver: Any) -> Tensor:
+        assert error is not None
+        return error * start.weight.to(error.dtype)
 
 
 @final
@@ -163,6 +163,6 @@ class LocalStiffness(LocalCost):
     def refuse(self, solver: Any) -> None:
         needs_stiffness(solver, type(self).__name__)
 
-    def term(self, step: Step, start: Start, solver: Any) -> Tensor:
-        assert step.stiffness is not None
-        return step.stiffness / solver.tableau.stability
+    def term(self, error: Tensor | None, stiffness: Tensor | None, start: Start, solver: Any) -> Tensor:
+        assert stiffness is not None
+        return stiffness / solver.tableau.stability

@@ -41,6 +41,7 @@ class ReleasedLocalError(SolvePenalty):
         solution, place, last = one.solution, one.probes.start, one.solution.problem.ts.shape[-1] - 1
         solver, y = solution.solver, solution.ys[:, place].detach()
         _refuse(solver)
+        assert isinstance(solver, RungeKutta)
         rest = replace(
             solution.problem,
             y0=y,
@@ -54,6 +55,7 @@ class ReleasedLocalError(SolvePenalty):
             leg = next(system.legs())
             h = leg.length * leg.column(solver.start(leg, y, slope))
         ratio = solver.step(rest, leg.start, y, h, carry=slope).ratio
+        assert ratio is not None
         return torch.linalg.vector_norm(ratio * h.abs().flatten().to(ratio)) / len(y) ** 0.5
 
 

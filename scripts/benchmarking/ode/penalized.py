@@ -1,8 +1,6 @@
-"""ndeflow with penalties of weight 0: what its estimates cost on the autograd graph."""
+"""ndeflow with penalties of weight 0: what they cost a training step."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from torch import Tensor
 
@@ -10,39 +8,37 @@ from benchmarking.measure import kept_bytes
 from benchmarking.ode.problem import ODEProblem
 from benchmarking.ode.systems import Ndeflow
 from benchmarking.problem import loss
-from ndeflow import Direct, Solution
-from ndeflow.contracts import Output, Solved
-from ndeflow.regularizers import GlobalError
+from ndeflow import Direct, Regularizer, Solution
+from ndeflow.contracts import Output
+from ndeflow.models.base import Preparation
+from ndeflow.numerics.solve import pose
 
 
 class Penalized(Ndeflow):
-    """ndeflow; the loss has 0 times a penalty of the solution added to it."""
+    """ndeflow; the loss has 0 times a penalty added to it, as a training step makes it."""
 
-    def __init__(self, problem: ODEProblem, penalty: Callable[[Solution], Tensor], compile: str) -> None:
+    def __init__(self, problem: ODEProblem, penalty: Regularizer, compile: str) -> None:
         super().__init__(problem, Direct, compile)
         self.penalty = penalty
+
+    def solution(self) -> Solution:
+        return self._terms()[0]
 
     def kept(self) -> int:
         return kept_bytes(self._terms, self.problem.device)
 
     def _train(self) -> Tensor:
         self.problem.field.zero_grad()
-        ys, total = self._terms()
+        solution, total = self._terms()
         total.backward()
-        return ys
+        return self._asked(solution)
 
-    def _terms(self) -> tuple[Tensor, Tensor]:
-        """The states, and the loss."""
-        solution = self.solution()
-        return solution.ys, loss(solution.ys) + 0.0 * self.penalty(solution)
+    def _terms(self) -> tuple[Solution, Tensor]:
+        """The solution, read where the penalty wants it too, and the loss."""
+        problem, preparation = self.problem, Preparation({"it": self.penalty})
+        solution = preparation.solve(self.solver, self.adjoint, pose(problem.field, problem.y0, problem.ts))
+        value = self.penalty.penalty(None, Output(solution.ys), None, preparation.solved["it"])
+        return solution, loss(self._asked(solution)) + 0.0 * value
 
-
-def error(solution: Solution) -> Tensor:
-    """As the regularizer has it."""
-    return GlobalError().penalty(None, Output(solution.ys), None, [Solved(solution, range(0), range(0))])
-
-
-def stiffness(solution: Solution) -> Tensor:
-    """As a user writes it."""
-    assert solution.stats.stiffness is not None
-    return solution.stats.stiffness.sum()
+    def _asked(self, solution: Solution) -> Tensor:
+        return solution.ys[:, : len(self.problem.ts)]

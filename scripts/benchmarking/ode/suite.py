@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from benchmarking.ode.penalized import Penalized, error, stiffness
+from collections.abc import Callable
+
+from benchmarking.ode.penalized import Penalized
 from benchmarking.ode.problem import ODEProblem
 from benchmarking.ode.systems import STAGES, BareField, Ndeflow, Separate, TorchDiffEq, Torchode
 from benchmarking.system import Suite, System
-from ndeflow import Checkpointed, Direct
+from ndeflow import Checkpointed, Direct, Regularizer
+from ndeflow.regularizers import GlobalError, LocalError, Stiffness
 
 
 def diffrax(problem: ODEProblem) -> System[ODEProblem]:
     from benchmarking.ode.peer import Diffrax
 
     return Diffrax(problem)
+
+
+PENALTIES: dict[str, Callable[[], Regularizer]] = {
+    "error": GlobalError,
+    "stiffness": Stiffness,
+    "local": LocalError,
+    "local-biased": lambda: LocalError(sampling="biased"),
+}
+
+
+def penalized(penalty: str, compile: str) -> Callable[[ODEProblem], System[ODEProblem]]:
+    return lambda problem: Penalized(problem, PENALTIES[penalty](), compile)
 
 
 SUITE = Suite(
@@ -25,10 +40,8 @@ SUITE = Suite(
         "ndeflow-eager-checkpointed": lambda problem: Ndeflow(problem, Checkpointed, "off"),
         "ndeflow-eager-rows": lambda problem: Ndeflow(problem, Direct, "off", "per_sample"),
         "ndeflow-eager-separate": lambda problem: Separate(problem, Direct, "off"),
-        "ndeflow-error": lambda problem: Penalized(problem, error, "on"),
-        "ndeflow-stiffness": lambda problem: Penalized(problem, stiffness, "on"),
-        "ndeflow-eager-error": lambda problem: Penalized(problem, error, "off"),
-        "ndeflow-eager-stiffness": lambda problem: Penalized(problem, stiffness, "off"),
+        **{f"ndeflow-{name}": penalized(name, "on") for name in PENALTIES},
+        **{f"ndeflow-eager-{name}": penalized(name, "off") for name in PENALTIES},
         "torchdiffeq": TorchDiffEq,
         "torchdiffeq-adjoint": lambda problem: TorchDiffEq(problem, adjoint=True),
         "torchode": Torchode,
