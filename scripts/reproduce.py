@@ -4,7 +4,8 @@
     python scripts/reproduce.py [recipe ...] [--seeds N] [--jobs N] [--out DIR] [--readme README.md]
 
 Without names: every recipe that claims something. The same command goes on with a table that was interrupted:
-finished trainings are kept, interrupted ones resumed, failed ones repeated. Writes DIR/table.md and DIR/table.json.
+finished trainings are kept, interrupted ones resumed, failed ones repeated. Writes DIR/table.md and DIR/table.json, and
+of a recipe that bounds its variants' evaluations a picture, DIR/RECIPE.png: what they reach against what they cost.
 Exit status: 0, or 1 where a claim is not reproduced or a training failed, 2 for wrong arguments, 130 interrupted.
 """
 
@@ -26,20 +27,25 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from ndeflow import report
-from ndeflow.claims import Job, check, jobs, judge, literal, run_name
+from ndeflow import plots, report
+from ndeflow.claims import Job, check, expectations, jobs, judge, literal, run_name
 from ndeflow.report import Result
 from ndeflow.resources import compose, recipes
 from ndeflow.runs import read_json, write_json
 from ndeflow.training.files import write_atomically
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FIRST_SEED = 1000  # judged seeds are fresh: settings were chosen with smaller ones
 MISSING_DATA, INTERRUPTED = 3, (128 + signal.SIGINT, 128 + signal.SIGTERM)
 CLAIMS = ("about", "expect", "versus", "grid", "needs")
+EVALUATIONS = "test/nfe"
+COSTS = {EVALUATIONS: "evaluations of a prediction", "train/seconds_per_step": "training, seconds a step"}
 Config = Mapping[str, Any]
 
 
@@ -303,8 +309,21 @@ def results_of(configs: Mapping[str, Config], options: argparse.Namespace) -> li
     return [result(name, configs[name], [finished[job] for job in own]) for name, own in planned.items()]
 
 
-def publish(results: Sequence[Result], options: argparse.Namespace) -> None:
-    """Write table.json and table.md, with the results of other recipes from earlier calls, and the README's part."""
+def picture(result: Result, config: Config) -> Figure | None:
+    """The score of all variants against evaluations and training time, of a recipe that bounds both; else None."""
+    bounds = expectations(config.get("expect"))
+    scores = [(metric.name, bound) for metric, bound in bounds if metric.name.startswith("test/")]
+    scored = next((pair for pair in scores if pair[0] != EVALUATIONS), None)
+    if not result.values or config.get("grid") or scored is None or EVALUATIONS not in dict(scores):
+        return None
+    runs = {name or result.recipe: values for name, values in result.values.items()}
+    title = f"{result.recipe}: mean of {len(result.seeds)} seeds and its standard error"
+    return plots.pareto(runs, scored[0], COSTS, title=title, higher=scored[1].text.startswith(">"))
+
+
+def publish(results: Sequence[Result], configs: Mapping[str, Config], options: argparse.Namespace) -> None:
+    """Write table.json and table.md, with the results of other recipes from earlier calls, the README's part, and the
+    pictures."""
     path = options.out / "table.json"
     table = report.merge(report.read(path), results)
     write_atomically(path, report.to_json(table).encode())
@@ -312,7 +331,12 @@ def publish(results: Sequence[Result], options: argparse.Namespace) -> None:
     write_atomically(path.with_suffix(".md"), text.encode())
     if options.readme:
         write_atomically(options.readme, report.insert(options.readme.read_text(), text).encode())
-    print(f"\n{report.to_markdown(results)}\ntable: {path.with_suffix('.md')}, {path}")
+    drawn = {options.out / f"{plain(each.recipe)}.png": picture(each, configs[each.recipe]) for each in results}
+    for place, figure in drawn.items():
+        if figure is not None:
+            figure.savefig(place)
+    written = [path.with_suffix(".md"), path, *(place for place, figure in drawn.items() if figure is not None)]
+    print(f"\n{report.to_markdown(results)}\nwritten: {', '.join(map(str, written))}")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -323,7 +347,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if options.readme:
             report.insert(options.readme.read_text(), "")
         results = results_of(configs, options)
-        publish(results, options)
+        publish(results, configs, options)
     except (ValueError, OSError) as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return 2

@@ -253,6 +253,26 @@ def test_a_trace_of_methods_without_estimates():
     drawn(fixed)
 
 
+def results(cost: float, score: float) -> list[dict[str, float]]:
+    return [{"cost": cost + shift, "time": 2 * cost, "score": score + shift} for shift in (-0.1, 0.1)]
+
+
+def test_a_pareto_picture_shows_means_and_what_nothing_beats():
+    runs = {"cheap": results(1, 2), "dear": results(5, 4), "beaten": results(4, 2), "unfinished": [{"cost": 1.0}]}
+    figure = plots.pareto(runs, "score", {"cost": "evaluations", "time": "seconds"})
+    assert labels(figure) == {"cheap", "dear", "beaten"}
+    left, right = figure.axes
+    assert (left.get_xlabel(), right.get_xlabel(), left.get_ylabel()) == ("evaluations", "seconds", "score")
+    front = next(artist for artist in left.lines if artist.get_linestyle() == "--")
+    assert front.get_xydata().tolist() == [[1, 2], [5, 4]]
+    drawn(figure)
+    lower = plots.pareto({"a": results(1, 2), "b": results(5, 4)}, "score", {"cost": "evaluations"}, higher=False)
+    front = next(artist for artist in lower.axes[0].lines if artist.get_linestyle() == "--")
+    assert front.get_xydata().tolist() == [[1, 2]]
+    with pytest.raises(ValueError, match="expected runs with nothing, cost, got a"):
+        plots.pareto({"a": results(1, 2)}, "nothing", {"cost": "evaluations"})
+
+
 def test_importing_plots_does_not_import_matplotlib():
     code = "import sys, ndeflow.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -41,7 +41,10 @@ if recipe == "slow" and not resumed:
     time.sleep(60)
 score = float(words.get("model.width", 1)) + 0.1 * (seed - 1000) + float(words.get("data.drop", 0))
 threads = int(os.environ["OMP_NUM_THREADS"])
-(run / "results.json").write_text(json.dumps({"test/score": score, "threads": threads}))
+results = {"test/score": score, "threads": threads}
+if recipe == "cheap":
+    results |= {"test/nfe": 10 * score, "train/seconds_per_step": 0.1}
+(run / "results.json").write_text(json.dumps(results))
 (run / "run.json").write_text(json.dumps({"versions": {"torch": "2.13.0", "python": "3.12.1"}, "commit": "abc"}))
 """
 
@@ -51,6 +54,10 @@ about: {paper: Somebody 2020, claim: wider is better, minutes: 1}
 versus: {narrow: [+model.width=0.5]}
 grid: {+data.drop: [0, 0.25]}
 expect: {test/score@0: ">= narrow:test/score@0 + 0.4", test/score@0.25: "<= 2 * narrow:test/score@0.25"}
+""",
+    "cheap": """
+versus: {narrow: [+model.width=0.5]}
+expect: {narrow:test/nfe: "<= 0.6 * test/nfe", test/score: ">= 1"}
 """,
     "wrong": "expect: {test/score: '>= 3'}",
     "broken": "expect: {test/score: '>= 0'}",
@@ -116,6 +123,13 @@ def test_recipe_variants_cells_and_seeds_are_trained_and_judged_once(table):
 
     assert table.make("good", "--seeds", "3")[0] == 0
     assert [call.split("seed=")[1].split()[0] for call in table.calls()] == ["1002"] * 4
+
+
+def test_what_bounds_its_evaluations_is_drawn_against_its_cost(table):
+    status, out, err = table.make("cheap", "good", "--seeds", "2")
+    assert (status, err) == (0, "")
+    pictures = [path.name for path in (table.folder / "my out").glob("*.png")]
+    assert pictures == ["cheap.png"] and "cheap.png" in out
 
 
 def test_a_recipe_that_changed_is_trained_again_unless_only_its_claims_did(table):

@@ -3,6 +3,7 @@
 matplotlib is imported when the first figure is drawn.
 """
 
+from ndeflow.plots.pareto import pareto
 from ndeflow.plots.paths import sampled_paths
 from ndeflow.plots.scores import calibration, confusion_matrix
 from ndeflow.plots.series import phase_portrait, predictions
@@ -14,6 +15,7 @@ __all__ = [
     "confusion_matrix",
     "evaluations",
     "learning_curves",
+    "pareto",
     "phase_portrait",
     "predictions",
     "sampled_paths",
