@@ -31,18 +31,19 @@ TITLES = {
 }
 
 
-def completed(run: Run, assembly: Assembly, record: runs.Record, results: dict[str, float]) -> None:
-    """Results, figures and the summary of a run that has ended."""
+def completed(run: Run, assembly: Assembly, record: runs.Record, results: dict[str, float], prediction: str) -> None:
+    """Results, figures and the summary of a run that has ended. prediction: what one costs, in words."""
     if not first_process():
         return
     runs.write_json(run.folder / "results.json", results)
     loggers = assembly.trainer.loggers
+    final = {k: v for k, v in results.items() if k.startswith(("test/", "predict/", "time/"))}
     for logger in loggers:
-        logger.log_metrics({k: v for k, v in results.items() if k.startswith("test/")}, assembly.trainer.global_step)
+        logger.log_metrics(final, assembly.trainer.global_step)
     assembly.table.save()
     write_figures({**curves(run), **pictures(run)}, run.folder / "plots", loggers)
     finish(loggers)
-    record.write("finished", overhead=assembly.recording.watch.overhead)
+    record.write("finished", overhead=assembly.recording.watch.overhead, prediction=prediction)
     print(summary(run.folder, run.config))
 
 
@@ -138,6 +139,8 @@ def summary(folder: Path, config: dict[str, Any]) -> str:
         found = {name.removeprefix(prefix): value for name, value in shown.items() if name.startswith(prefix)}
         lines += ["", title, *[f"  {name:<{width}}  {value:.4g}" for name, value in found.items()]] if found else []
         lines += [*_outside(results), *_switched(results)] if found and prefix == "train/" else []
+    prediction = runs.read_json(folder / "run.json").get("prediction")
+    lines += ["", "a prediction", f"  {prediction}"] if prediction else []
     lines += _claim(config, results)
     lines += ["", "where", *[f"  {name:<10}  {folder / place}" for name, place in PLACES.items()]]
     return "\n".join([*lines, "", f"to predict with it: python -m ndeflow.sample run={folder}"])

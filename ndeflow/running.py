@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from ndeflow import outcome, resources, runs
+from ndeflow.cost import PredictionCost
 from ndeflow.data import DataModule, MissingData
+from ndeflow.data.loader import moved
 from ndeflow.load import read_run
 from ndeflow.preview import preview
 from ndeflow.request import Request
@@ -98,7 +100,8 @@ def train(run: Run) -> int:
     try:
         assembly.trainer.fit(run.task, datamodule=run.data, ckpt_path=run.last)
         results = test(run, assembly)
-        outcome.completed(run, assembly, record, results)
+        cost = predicting(run)
+        outcome.completed(run, assembly, record, {**results, **cost.results()}, str(cost))
         return 0
     except Interrupted as stop:
         return outcome.interrupted(run, assembly, record, stop)
@@ -127,6 +130,12 @@ def test(run: Run, assembly: Assembly) -> dict[str, float]:
         return found
     assembly.table.save()
     return {**found, **training_cost(run.folder), **assembly.switching.results(), **references(run)}
+
+
+def predicting(run: Run) -> PredictionCost:
+    """What it costs to predict the first batch of the test split, with the weights that were tested."""
+    batch = next(iter(run.data.test_dataloader()))
+    return PredictionCost.of(run.task.model, moved(batch, run.task.model, run.task.device))
 
 
 def training_cost(folder: Path) -> dict[str, float]:

@@ -19,6 +19,7 @@ import torch
 
 from ndeflow import predictions
 from ndeflow.contracts import Output
+from ndeflow.cost import PredictionCost
 from ndeflow.data import DataWarning, MissingData, NewSeries
 from ndeflow.data.loader import lengths, moved, take
 from ndeflow.load import read_run
@@ -95,7 +96,7 @@ def count(given: dict[str, str], key: str, *, least: int) -> int:
 
 
 def sample(request: Request) -> str:
-    """Predict and write the table; returns one line that says what was written.
+    """Predict and write the table; returns a line that says what was written, and one that says what it cost.
 
     Raises ValueError before any solve where run, file and options do not fit together.
     """
@@ -109,15 +110,18 @@ def sample(request: Request) -> str:
     series = to_predict(run, request.path, request.columns, request.trust)
     forecast = str(run.config.get("task", {}).get("_target_", "")).endswith(".Forecasting")
     found: predictions.Rows = []
+    cost = ""
     for part, output in predicted(model, series, request, device):
         found += predictions.rows(output, part.batch, run.spec, part.ids, part.times, forecast=forecast)
+        cost = cost or str(PredictionCost.of(model, part.batch))
     if not found:
         raise ValueError(
             f"expected times to predict, got none in {request.path or 'the test split'}; add rows with the id and "
             "the time, and no values"
         )
     write_csv(request.out, found)
-    return f"wrote {len(found)} rows of predictions for {len(series.ids)} series to {request.out} ({run.checkpoint})"
+    wrote = f"wrote {len(found)} rows of predictions for {len(series.ids)} series to {request.out} ({run.checkpoint})"
+    return f"{wrote}\n{cost}"
 
 
 def available(device: str) -> torch.device:

@@ -123,6 +123,7 @@ def test_a_model_and_data_of_ones_own_train_with_a_regularizer_from_any_folder(f
     run = folder / "run"
     results = json.loads((run / "results.json").read_text())
     assert results["test/rmse"] < 0.5 and str(run.name) in out
+    assert results["predict/nfe"] == results["test/nfe"] and "a prediction\n  a batch of 6 takes" in out
     columns = {name for row in reproducible(run) for name in row}
     assert {"train/loss", "train/penalty/global_error", "train/nfe", "train/worst_error", "val/loss"} <= columns
     assert {"learning_curves.png", "predictions.png"} <= {p.name for p in (run / "plots").iterdir()}

@@ -91,7 +91,9 @@ def test_a_forecast_has_the_times_and_units_of_the_file(dated, tmp_path, capsys)
     rows = sample(tmp_path, f"run={run}", f"data.path={new}")
     assert [(row["id"], row["time"]) for row in rows] == [("b", day(2)), ("b", f"{day(5)}T12:00"), ("a", day(3))]
     assert all(float(row["x"]) == pytest.approx(x) and float(row["y"]) == pytest.approx(y) for row in rows)
-    assert "3 rows of predictions for 2 series" in capsys.readouterr().out
+    wrote, cost = capsys.readouterr().out.splitlines()
+    assert "3 rows of predictions for 2 series" in wrote
+    assert cost.startswith("a batch of 2 takes ") and cost.endswith("in float32 with dopri5, rtol 0.0001, atol 0.0001")
 
 
 def test_without_times_to_predict_the_model_reads_what_it_read_in_training(dated, tmp_path):
