@@ -165,4 +165,4 @@ class LocalStiffness(LocalCost):
 
     def term(self, step: Step, start: Start, solver: Any) -> Tensor:
         assert step.stiffness is not None
-        return step.stiffness / solver.tableau.stability
+        return step.stiffness / solver.stability

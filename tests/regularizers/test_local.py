@@ -18,7 +18,7 @@ from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.paths import Hermite
 from ndeflow.numerics.reversible import Reversible
 from ndeflow.regularizers import GlobalError, LocalError, LocalStiffness, Stiffness
-from tests.numerics.sdes import Waves
+from tests.numerics.sdes import Growth, Waves
 from tests.regularizers.fields import Net, prepared
 
 F64 = torch.float64
@@ -155,10 +155,18 @@ def test_local_stiffness_is_that_of_a_linear_field(sampling):
             return -self.rate * y
 
     value, solution = prepared(LocalStiffness(sampling=sampling), Decay(), start(), TS, solver=SOLVER)
-    assert abs(value.item() - 3.0 / SOLVER.tableau.stability) < 1e-3
+    assert abs(value.item() - 3.0 / SOLVER.stability) < 1e-3
     (one,) = [Solved(solution, range(0), range(0))]
     whole = Stiffness().penalty(nn.Identity(), Output(solution.ys), None, [one])
-    assert abs(whole.item() - 3.0 / SOLVER.tableau.stability) < 1e-3
+    assert abs(whole.item() - 3.0 / SOLVER.stability) < 1e-3
+
+
+@pytest.mark.parametrize("sampling", ["unbiased", "biased"])
+def test_local_stiffness_of_an_sde_is_that_of_its_drift(sampling):
+    solver = AdaptiveStochastic(rtol=1e-2, atol=1e-2, compile="off")
+    y0 = torch.ones(4, 1, dtype=F64)
+    value, _ = prepared(LocalStiffness(sampling=sampling), Growth("ito"), y0, TS, solver=solver, noise=Brownian(0))
+    assert abs(value.item() - 0.3 / 2) < 1e-6
 
 
 @pytest.mark.parametrize("batching", ["shared", "per_sample"])
