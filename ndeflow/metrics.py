@@ -115,6 +115,18 @@ def gaussian_nll(mean: Tensor, std: Tensor, ys: Tensor) -> Tensor:
     return ((ys - mean) / std).square() / 2 + std.log() + math.log(2 * math.pi) / 2
 
 
+def moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of x (S, B, T, C) over draws and rows, with weights (B, T, C) of 0 or 1: (T, C) each.
+
+    Values of weight 0 never enter. Where fewer than two do, the variance is 0.
+    """
+    kept = torch.where(weights > 0, x, torch.zeros_like(x))
+    count = len(x) * weights.sum(dim=0)
+    mean = kept.sum(dim=(0, 1)) / count.clamp(min=1)
+    squares = torch.where(weights > 0, kept - mean, torch.zeros_like(x)).square()
+    return mean, squares.sum(dim=(0, 1)) / (count - 1).clamp(min=1)
+
+
 def kolmogorov(first: Tensor, second: Tensor) -> Tensor:
     """Kolmogorov's distance of two samples (N,) and (M,): the greatest difference of their distribution functions."""
     places = torch.cat([first, second])

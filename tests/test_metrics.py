@@ -6,7 +6,16 @@ import pytest
 import torch
 from scipy.stats import ks_2samp, norm
 
-from ndeflow.metrics import Averages, Weighted, crps, energy_score, gaussian_nll, kolmogorov, lagged_correlation
+from ndeflow.metrics import (
+    Averages,
+    Weighted,
+    crps,
+    energy_score,
+    gaussian_nll,
+    kolmogorov,
+    lagged_correlation,
+    moments,
+)
 from ndeflow.numerics.draws import coverage, quantiles
 
 
@@ -138,6 +147,20 @@ def test_processes_are_averaged_by_their_weights():
     assert averages.reduced(TwoProcesses(other)).compute() == {"b": 2.0, "a": 1.5}
     assert averages.compute() == {"b": 3.0, "a": 1.0}
     assert Averages().reduced(TwoProcesses(other)).compute() == {}
+
+
+def test_moments_are_those_of_what_is_marked():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 6, 3, 1, dtype=torch.float64, generator=generator)
+    weights = torch.ones(6, 3, 1, dtype=torch.float64)
+    weights[4:, 1], weights[1:, 2] = 0, 0
+    x[:, 4:, 1] = math.nan
+    mean, variance = moments(x, weights)
+    for t, rows in enumerate((6, 4, 1)):
+        torch.testing.assert_close(mean[t], x[:, :rows, t].mean(dim=(0, 1)))
+        torch.testing.assert_close(variance[t], x[:, :rows, t].flatten(0, 1).var(dim=0))
+    alone, nothing = moments(x[:1], weights)
+    assert torch.equal(alone[2], x[0, 0, 2]) and nothing[2] == 0
 
 
 def test_kolmogorov_is_the_greatest_difference_of_distribution_functions():

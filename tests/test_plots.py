@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from ndeflow import FixedRungeKutta, RungeKutta, Solution, plots, solve
+from ndeflow import Brownian, FixedRungeKutta, RungeKutta, Solution, plots, solve
 from ndeflow.contracts import Batch, DataSpec
+from ndeflow.numerics.adaptive_stochastic import AdaptiveStochastic
+from tests.numerics.sdes import Growth
 
 SPEC = DataSpec(("hare", "lynx"), mean=(10.0, 20.0), std=(2.0, 4.0), time_scale=0.5, time_origin=1900.0)
 
@@ -243,6 +245,16 @@ def test_a_trace_shows_all_attempts_and_why():
     assert {"accepted", "rejected", "save time", "limit", "step size times stiffness"} == labels(figure)
     assert products.get_xlabel() == "time"
     drawn(figure)
+
+
+def test_a_trace_of_an_sde_shows_the_stability_of_its_mean():
+    ts = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    y0, noise = torch.ones(3, 1, dtype=torch.float64), Brownian(0)
+    solved = solve(Growth("ito"), y0, ts, solver=AdaptiveStochastic(), noise=noise)
+    products = plots.trace(solved).axes[-1]
+    shown = line(products, "step size times stiffness").get_ydata()
+    np.testing.assert_allclose(shown, 0.3 * solved.stats.steps[0], rtol=1e-6)
+    assert line(products, "limit").get_ydata()[0] == 2.0
 
 
 def test_a_trace_of_methods_without_estimates():

@@ -12,6 +12,7 @@ from ndeflow.data.notices import DataWarning, MissingData
 from ndeflow.data.points import Checkerboard, NineGaussians, Points, Rings
 from ndeflow.data.rates import Rates
 from ndeflow.data.returns import Returns
+from ndeflow.data.simulated import Spirals
 from ndeflow.data.visibility import Everything, First, FirstFraction, Hidden, Visibility
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Rates",
     "Returns",
     "Rings",
+    "Spirals",
     "Visibility",
     "read_for",
 ]

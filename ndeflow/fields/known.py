@@ -97,6 +97,28 @@ class OrnsteinUhlenbeck(SDE):
         return self.logs[1].exp() * torch.ones_like(y)
 
 
+@final
+class CubicSpiral(SDE):
+    """A spiral with noise: dy = f(y^3) dt + volatility y dW, each component with its own noise, Ito.
+
+    Of y = (u, v) the drift is (rotation v^3 - damping u^3, -rotation u^3 - damping v^3): without noise u^4 + v^4 falls
+    at the rate 4 damping (u^6 + v^6). y: (B, 2), in a unit U. rotation, damping: 1 / (U^2 time). volatility:
+    1 / sqrt(time). The equation of Pal, Ma, Shah, Rackauckas 2021, "Opening the Blackbox", section 4.2.1.
+    """
+
+    def __init__(self, rotation: float = 2.0, damping: float = 0.1, volatility: float = 0.2) -> None:
+        super().__init__(noise_type="diagonal", sde_type="ito", noise_size=2)
+        self.logs = _logs(rotation=rotation, damping=damping, volatility=volatility)
+
+    def drift(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
+        rotation, damping, _ = self.logs.exp()
+        u, v = (y**3).split(1, dim=-1)
+        return torch.cat([rotation * v - damping * u, -rotation * u - damping * v], dim=-1)
+
+    def diffusion(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
+        return self.logs[2].exp() * y
+
+
 def _logs(**values: float) -> nn.Parameter:
     """Logarithms of positive numbers as one learnable vector; raises ValueError for one that is not positive."""
     for name, value in values.items():

@@ -10,7 +10,8 @@ from ndeflow.models.forecasters import ODEForecaster, ODEInterpolator, SDEForeca
 from ndeflow.models.generator import SDEGenerator
 from ndeflow.models.hybrid import HybridODE
 from ndeflow.models.latent import LatentODE, LatentSDE
-from ndeflow.models.points import PointClassifier
+from ndeflow.models.points import PointClassifier, PointSDEClassifier
+from ndeflow.models.spiral import SpiralSDE
 from ndeflow.models.trajectory import NeuralODE, NeuralSDE
 
 __all__ = [
@@ -28,9 +29,11 @@ __all__ = [
     "ODEForecaster",
     "ODEInterpolator",
     "PointClassifier",
+    "PointSDEClassifier",
     "SDEClassifier",
     "SDEForecaster",
     "SDEGenerator",
     "ScalarDiffusion",
+    "SpiralSDE",
     "path_channels",
 ]

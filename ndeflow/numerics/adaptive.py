@@ -72,6 +72,11 @@ class Adaptive(Marching):
     def stiffness(self) -> bool:
         """Whether steps estimate stiffness."""
 
+    @property
+    @abstractmethod
+    def stability(self) -> float:
+        """The length of the stability interval on the negative real axis, of methods that estimate stiffness."""
+
     @abstractmethod
     def start(self, leg: System, z: Tensor, slope: Tensor) -> Tensor:
         """The first step as a fraction of a segment, from slope = dz/dt at its start.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Self, final
+from typing import Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from ndeflow.numerics.persample import PerSample
 from ndeflow.numerics.segments import Segments, fixed_segments
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stepper import Stepper
+from ndeflow.numerics.stiffness import quotient
 from ndeflow.numerics.stochastic import (
     Driven,
     Terms,
@@ -38,41 +39,55 @@ from ndeflow.numerics.system import InitialValue, System
 from ndeflow.numerics.trace import Trace
 
 Advance = Callable[[Terms, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-Both = tuple[Tensor, Tensor]
 
 
-def heun(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Both:
+class Trial(NamedTuple):
+    """What a step gives: z at its end, its error, and between its start and the point where it looks at the drift a
+    second time, the differences of drift and state; all like z."""
+
+    z: Tensor
+    error: Tensor
+    rise: Tensor
+    run: Tensor
+
+
+def heun(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Trial:
     """Stochastic Heun's step and its difference to Euler's: (h (f1 - f) + (g1 - g) dW) / 2, at the point ahead."""
     g = sde.diffusion(t, z)
-    ahead = z + h * f + sde.spread(g, dw)
-    rise = h * (sde.drift(t + h, ahead) - f) + sde.spread(sde.diffusion(t + h, ahead) - g, dw)
-    return ahead + 0.5 * rise, 0.5 * rise
+    run = h * f + sde.spread(g, dw)
+    ahead = z + run
+    slope = sde.drift(t + h, ahead) - f
+    rise = h * slope + sde.spread(sde.diffusion(t + h, ahead) - g, dw)
+    return Trial(ahead + 0.5 * rise, 0.5 * rise, slope, run)
 
 
-def midpoint(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Both:
+def midpoint(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Trial:
     """The stochastic midpoint's step and its difference to Euler's: h (f' - f) + (g' - g) dW, at the middle."""
     g = sde.diffusion(t, z)
     change = h * f + sde.spread(g, dw)
-    half, t = z + 0.5 * change, t + 0.5 * h
-    rise = h * (sde.drift(t, half) - f) + sde.spread(sde.diffusion(t, half) - g, dw)
-    return z + change + rise, rise
+    run, t = 0.5 * change, t + 0.5 * h
+    half = z + run
+    slope = sde.drift(t, half) - f
+    rise = h * slope + sde.spread(sde.diffusion(t, half) - g, dw)
+    return Trial(z + change + rise, rise, slope, run)
 
 
-def doubled(advance: Advance, sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Both:
+def doubled(advance: Advance, sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Trial:
     """Two half steps and their difference to the whole one. dw: (B, 2, m), over either half."""
     left, right = dw.unbind(1)
     half = 0.5 * h
     middle = advance(sde, t, z, f, half, left)
-    after = advance(sde, t + half, middle, sde.drift(t + half, middle), half, right)
-    return after, after - advance(sde, t, z, f, h, left + right)
+    drift = sde.drift(t + half, middle)
+    after = advance(sde, t + half, middle, drift, half, right)
+    return Trial(after, after - advance(sde, t, z, f, h, left + right), drift - f, middle - z)
 
 
-def twice_euler(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Both:
+def twice_euler(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Trial:
     """Euler-Maruyama by step doubling."""
     return doubled(euler, sde, t, z, f, h, dw)
 
 
-def twice_milstein(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Both:
+def twice_milstein(sde: Terms, t: Tensor, z: Tensor, f: Tensor, h: Tensor, dw: Tensor) -> Trial:
     """Milstein's method by step doubling."""
     return doubled(milstein, sde, t, z, f, h, dw)
 
@@ -95,15 +110,17 @@ def in_stratonovich(sde: Terms, t: Tensor, z: Tensor, h: Tensor, area: Tensor) -
 
 @dataclass(frozen=True)
 class Pair:
-    """A method and its error. advance: (sde, t, z, f, h, dw) -> z at t + h, and the error, like z; see `Scheme`.
+    """A method and its error. advance: (sde, t, z, f, h, dw) -> `Trial`; see `Scheme`.
 
-    order: of the error. parts: what dw is of: 1, the whole step, (B, m); 2, its halves, (B, 2, m). noises: the types
-    that it may step adaptively in either sense, beside those of `stratonovich`, whose Ito form must be another's.
+    order: of the error. parts: what dw is of: 1, the whole step, (B, m); 2, its halves, (B, 2, m). stability: the
+    largest h a for which the mean of dz = -a z dt + g dW does not grow. noises: the types that it may step adaptively
+    in either sense, beside those of `stratonovich`, whose Ito form must be another's.
     """
 
-    advance: Callable[[Terms, Tensor, Tensor, Tensor, Tensor, Tensor], Both]
+    advance: Callable[[Terms, Tensor, Tensor, Tensor, Tensor, Tensor], Trial]
     order: float
     parts: int
+    stability: float
     noises: tuple[str, ...]
     stratonovich: tuple[str, ...] = ()
 
@@ -112,10 +129,10 @@ SMALL = 1e-3
 COMMUTING = ("scalar", "diagonal", "additive")
 PAIRS: Mapping[str, Pair] = MappingProxyType(
     {
-        "heun": Pair(heun, 1.0, 1, COMMUTING, ("general",)),
-        "midpoint": Pair(midpoint, 1.0, 1, COMMUTING, ("general",)),
-        "milstein": Pair(twice_milstein, 1.5, 2, ("scalar", "diagonal")),
-        "euler": Pair(twice_euler, 1.5, 2, ("additive",)),
+        "heun": Pair(heun, 1.0, 1, 2.0, COMMUTING, ("general",)),
+        "midpoint": Pair(midpoint, 1.0, 1, 2.0, COMMUTING, ("general",)),
+        "milstein": Pair(twice_milstein, 1.5, 2, 4.0, ("scalar", "diagonal")),
+        "euler": Pair(twice_euler, 1.5, 2, 4.0, ("additive",)),
     }
 )
 
@@ -137,6 +154,13 @@ class AdaptiveStochastic(Adaptive):
     are nodes of a dyadic tree: see `nodes`. The path of a row there depends on the problem's `Brownian`, the interval's
     number and its length alone, not on tolerances or other rows. States between steps (probes) are interpolated
     linearly, with shared stepping.
+
+    stats.stiffness is |f(t', z') - f(t, z)| / |z' - z|, the slope of the drift f towards the point z' where the step
+    looks at it again: ahead for heun, halfway for the others. Of f = A z it is |A v| / |v| with v = z' - z: |A| in one
+    dimension; in d, where like noises give v any direction, its mean square tends to |A|_F^2 / d as h -> 0, the mean
+    square of A's singular values, of which it never exceeds the largest. (The two stages of `RungeKutta` differ by a
+    high power of h A, which favours the fastest direction.) The slope of the diffusion is no part of it. A drift that
+    depends on time adds up to h |df/dt| / |v|, which is O(sqrt h) under noise. Floors of the norms are as there.
 
     stats.nfe counts the drift: 2 an attempt, and 3 to find the first step's size. Raises as `RungeKutta` does, and
     ValueError for what a method cannot step.
@@ -162,7 +186,11 @@ class AdaptiveStochastic(Adaptive):
 
     @property
     def stiffness(self) -> bool:
-        return False
+        return True
+
+    @property
+    def stability(self) -> float:
+        return PAIRS[self.method].stability
 
     @property
     def evaluations(self) -> int:
@@ -234,9 +262,11 @@ class AdaptiveStochastic(Adaptive):
             dw, area = dw.unbind(1)
             if sde.ito and field.noise_type != "additive":
                 sde = in_stratonovich(sde, t, z, h, area)
-        z1, error = PAIRS[self.method].advance(sde, t, z, sde.drift(t, z), h, dw)
+        f = sde.drift(t, z)
+        z1, error, rise, run = PAIRS[self.method].advance(sde, t, z, f, h, dw)
         judged = torch.add(error, z1.detach(), alpha=0)  # non-finite where the step's result is
-        return Step(z1, error, self.ratio(system, z, z1, judged), None, None, None)
+        stiffness = quotient(*map(system.judged, (rise, run, f, z)))
+        return Step(z1, error, self.ratio(system, z, z1, judged), stiffness, None, None)
 
 
 def solves(pair: Pair, field: SDE) -> bool:

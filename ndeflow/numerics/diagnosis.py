@@ -105,7 +105,7 @@ def _discontinuous(course: Course, solution: Solution, solver: RungeKutta) -> Di
 
 
 def _stiff(course: Course, solution: Solution, solver: RungeKutta) -> Diagnosis | None:
-    limit = solver.tableau.stability
+    limit = solver.stability
     near = [x for x in course.product if x >= NEAR * limit]
     share = len(near) / max(len(course.product), 1)
     if share < MOST:

@@ -14,10 +14,10 @@ from ndeflow.numerics.adaptive import Adaptive
 from ndeflow.numerics.compilation import stepper_for
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.form import PairForm
-from ndeflow.numerics.norms import stacked_norms
 from ndeflow.numerics.segments import Segments, adaptive_segments
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stages import combine, hermite_mid, stages
+from ndeflow.numerics.stiffness import quotient
 from ndeflow.numerics.system import InitialValue, System
 from ndeflow.numerics.tableaus import PAIRS, Tableau
 
@@ -67,6 +67,10 @@ class RungeKutta(Adaptive):
         return self.tableau.stiffness
 
     @property
+    def stability(self) -> float:
+        return self.tableau.stability
+
+    @property
     def tableau(self) -> Tableau:
         return PAIRS[self.method]
 
@@ -93,7 +97,8 @@ class RungeKutta(Adaptive):
         judged = torch.add(error, reached.detach(), alpha=0)  # non-finite where the step's result is
         ratio, stiffness = self.ratio(system, z, z1, judged), None
         if tableau.stiffness:
-            stiffness = _stiffness(*map(system.judged, (*ks[-2:], *points[-2:])))
+            k0, k1, g0, g1 = map(system.judged, (*ks[-2:], *points[-2:]))
+            stiffness = quotient(k1 - k0, g1 - g0, k1, g1)
         return Step(z1, error, ratio, stiffness, mid, ks[-1])
 
     def engage(self, system: InitialValue, recording: bool, keeping: bool) -> Self:
@@ -122,16 +127,3 @@ class RungeKutta(Adaptive):
         h1 = torch.where(steepest <= 1e-15, least.clamp(min=1e-6), h1)
         dtheta = torch.minimum(100 * h0, torch.maximum(h1, least)).clamp(max=1.0)
         return torch.where((d0 + d1).isfinite(), dtheta, math.nan)
-
-
-def stiffness_floor(dtype: torch.dtype) -> float:
-    """The relative difference of two stages below which they are called equal: far above rounding."""
-    return torch.finfo(dtype).eps ** (2 / 3)
-
-
-def _stiffness(k0: Tensor, k1: Tensor, g0: Tensor, g1: Tensor) -> Tensor:
-    """|k1 - k0| / |g1 - g0| of each row with its floors: (B,)."""
-    norms = stacked_norms(k1 - k0, g1 - g0, k1, g1)
-    floors = norms[2:].detach() * stiffness_floor(norms.dtype) + torch.finfo(norms.dtype).tiny
-    rise, run = torch.hypot(norms[:2], floors).unbind()
-    return rise / run

@@ -151,7 +151,7 @@ class StochasticForm(AdaptiveForm):
         self.solver = solver
 
     def inner(self, dense: bool) -> list[int]:
-        return [RATIO]
+        return [RATIO, STIFFNESS]
 
     def first(self, engine: Stepper, leg: Any, z: Tensor) -> tuple[Any, Any]:
         zero = leg.index.new_zeros(())
@@ -162,8 +162,8 @@ class StochasticForm(AdaptiveForm):
 
     def step(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
         noise, rtol, atol = rest
-        step = self.tolerant(rtol, atol).advance(leg, t, z, h, None, noise)
-        return [step.y, step.ratio]
+        step: Any = self.tolerant(rtol, atol).advance(leg, t, z, h, None, noise)
+        return [step.y, step.ratio, step.stiffness]
 
     def probe(self, system: InitialValue) -> list[Tensor]:
         z, slope = system.open()
@@ -171,8 +171,8 @@ class StochasticForm(AdaptiveForm):
         return [slope, leg.diffusion(leg.start.to(z.dtype), z)]
 
     def result(self, results: Sequence[Tensor], dense: bool, kept: Any) -> Step:
-        y, ratio = results
-        return Step(y, None, ratio, None, None, None, kept)
+        y, ratio, stiffness = results
+        return Step(y, None, ratio, stiffness, None, None, kept)
 
 
 @final

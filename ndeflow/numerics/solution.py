@@ -56,7 +56,8 @@ class Stats:
     mesh: where the solve stepped; it gives, when first read, `times` and `steps` (B, N), starts and sizes of the
     accepted steps, float64, never on the autograd graph, and `attempts`, the rejected steps among the accepted ones.
     error: (B, N), each row's tolerance-scaled RMS local error: sqrt(mean((e / (atol + rtol max(|y0|, |y1|)))^2)).
-    stiffness: (B, N), |k_s - k_{s-1}| / |g_s - g_{s-1}| (Hairer & Wanner II, p. 22), in 1 / time.
+    stiffness: (B, N), |k_s - k_{s-1}| / |g_s - g_{s-1}| (Hairer & Wanner II, p. 22), in 1 / time; of an SDE see
+    `AdaptiveStochastic`.
     error and stiffness are on the graph under adjoints with `differentiable_stats`; None where a method has none.
     states: (B, N, *state), detached, at the starts of the steps, if the problem asked with `keep_mesh`.
     backward_nfe: evaluations of the backward pass, filled by it: a one-element list holding a number.

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ndeflow.numerics.adaptive import Adaptive
 from ndeflow.numerics.course import Course
 from ndeflow.numerics.diagnosis import diagnose
-from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.solution import Solution
 from ndeflow.plots.style import BLUE, FAINT, GREEN, INK, ORANGE, legend_below, panels, set_scale, styled
 
@@ -76,8 +76,8 @@ def _errors(panel: Axes, course: Course) -> None:
 
 def _products(panel: Axes, course: Course, solution: Solution) -> None:
     middles, products = _middles(course)[np.array(course.accepted)], np.array(course.product)
-    if isinstance(solution.solver, RungeKutta):
-        limit = solution.solver.tableau.stability
+    if isinstance(solution.solver, Adaptive):
+        limit = solution.solver.stability
         panel.axhline(limit, color=FAINT, linewidth=1, linestyle="--", label="limit")
         panel.set_ylim(0.0, 2 * limit)
         products = products.clip(max=1.95 * limit)

@@ -43,6 +43,8 @@ class LocalCost(SolvePenalty):
     sampling: "unbiased", t* uniform in time; "biased", at the start of an accepted step, each as likely as the others:
     denser where the dynamics are hard. Both are weighted to have the mean of the sum over all steps. All rows have one
     t*, as a fraction of their times, and with "biased" where rows step apart each its own. Several solves are added up.
+    A step of an SDE has noise of its own; its y* between two steps is interpolated linearly, and so only with shared
+    stepping.
     """
 
     def __init__(self, weight: float | Decay, sampling: Sampling) -> None:
@@ -60,8 +62,14 @@ class LocalCost(SolvePenalty):
         """(B,), of the step's estimates; its root mean square, or where rows step apart its mean, is the penalty."""
 
     def check(self, model: Any) -> None:
-        if model.solver is not None:
-            self.refuse(model.solver)
+        solver = model.solver
+        if solver is not None:
+            self.refuse(solver)
+        if isinstance(solver, AdaptiveStochastic) and solver.apart and self.sampling == "unbiased":
+            raise ValueError(
+                "expected sampling=biased where the rows of an SDE step apart, whose states are known at the ends of "
+                "their steps, got unbiased; use sampling=biased, or batching=shared"
+            )
 
     def prepare(self, problem: Problem) -> Problem:
         problem = replace(problem, keep_mesh=True)
@@ -139,7 +147,8 @@ def _noise(solution: Solution) -> Tensor | None:
 class LocalError(LocalCost):
     """The error of one step, an unbiased estimate of `GlobalError` with aggregate "sum".
 
-    R = (t1 - t0) E(t*, y*, h), or N h E(t*, y*, h) with biased sampling; see `LocalCost`.
+    R = (t1 - t0) E(t*, y*, h), or N h E(t*, y*, h) with biased sampling; see `LocalCost`. Of an SDE E has the mean over
+    all noise, that of `GlobalError` the mean over such noise as let the steps be accepted, which is smaller.
     """
 
     def __init__(self, weight: float | Decay = 1.0, *, sampling: Sampling = "unbiased") -> None:
@@ -165,4 +174,4 @@ class LocalStiffness(LocalCost):
 
     def term(self, error: Tensor | None, stiffness: Tensor | None, start: Start, solver: Any) -> Tensor:
         assert stiffness is not None
-        return stiffness / solver.tableau.stability
+        return stiffness / solver.stability

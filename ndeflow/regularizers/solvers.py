@@ -6,7 +6,6 @@ from typing import Any
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics.adaptive import Adaptive
-from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE
 
 
@@ -21,10 +20,10 @@ def needs_error(solver: Any, penalty: str) -> None:
 
 def needs_stiffness(solver: Any, penalty: str) -> None:
     """Raise ValueError unless the solver estimates stiffness."""
-    if not (isinstance(solver, RungeKutta) and solver.stiffness):
+    if not (isinstance(solver, Adaptive) and solver.stiffness):
         raise ValueError(
             f"expected a solver that estimates stiffness, got {solver}; use solver=dopri5 or tsit5, which have two "
-            f"stages at the end of a step, with {penalty}"
+            f"stages at the end of a step, or of an SDE adaptive_stochastic, with {penalty}"
         )
 
 

@@ -3,6 +3,7 @@
 from ndeflow.tasks.adversarial import Adversarial
 from ndeflow.tasks.base import Task
 from ndeflow.tasks.losses import CRPS, GaussianNLL, LogSquaredError, SquaredError
+from ndeflow.tasks.moments import MomentMatching
 from ndeflow.tasks.series import Classification, Forecasting, Interpolation, Regression
 from ndeflow.tasks.variational import Variational
 
@@ -14,6 +15,7 @@ __all__ = [
     "GaussianNLL",
     "Interpolation",
     "LogSquaredError",
+    "MomentMatching",
     "Regression",
     "SquaredError",
     "Task",

@@ -14,7 +14,7 @@ from ndeflow import resources
 from ndeflow.data import DataModule
 
 FOLDER = Path(__file__).parents[2] / "configs" / "data"
-BUILT_IN = ("files", "archive", "lynx_hare", "influenza", "elnino", "rates", "returns")
+BUILT_IN = ("files", "archive", "lynx_hare", "influenza", "elnino", "rates", "returns", "spirals")
 
 
 def keywords(kind: type[DataModule]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import ndeflow.fields
 from ndeflow.fields.cde import CDEField
-from ndeflow.fields.known import SIR, DampedPendulum, LotkaVolterra, OrnsteinUhlenbeck
+from ndeflow.fields.known import SIR, CubicSpiral, DampedPendulum, LotkaVolterra, OrnsteinUhlenbeck
 from ndeflow.fields.moments import Moments
 from ndeflow.fields.ode import MLPField
 from ndeflow.fields.sde import DiagonalSDE, ScalarSDE
@@ -36,6 +36,7 @@ FIELDS: dict[type[nn.Module], list[tuple[Callable[[], nn.Module], int, int]]] = 
     LotkaVolterra: [(LotkaVolterra, 2, 0)],
     SIR: [(lambda: SIR(763), 2, 0)],
     DampedPendulum: [(DampedPendulum, 2, 0)],
+    CubicSpiral: [(CubicSpiral, 2, 0)],
     OrnsteinUhlenbeck: [(lambda: OrnsteinUhlenbeck(3, rate=2.0), 3, 0)],
 }
 CASES = pytest.mark.parametrize(

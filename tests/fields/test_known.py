@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ndeflow.fields.known import SIR, DampedPendulum, LotkaVolterra, OrnsteinUhlenbeck
+from ndeflow.fields.known import SIR, CubicSpiral, DampedPendulum, LotkaVolterra, OrnsteinUhlenbeck
 
 T0 = torch.tensor(0.0)
 
@@ -65,6 +65,18 @@ def test_ornstein_uhlenbeck_returns_to_its_level_with_constant_noise():
     torch.testing.assert_close(sde.diffusion(T0, y), torch.full((6, 2), 0.5))
 
 
+def test_the_spiral_loses_its_fourth_powers_to_damping_alone():
+    sde = CubicSpiral(rotation=1.5, damping=0.2, volatility=0.3).double()
+    y = torch.randn(10, 2, dtype=torch.float64)
+
+    def drift(t, y):
+        return sde.drift(t, y)
+
+    rate = rate_of(lambda y: (y**4).sum(dim=-1), drift, y)
+    torch.testing.assert_close(rate, -4 * 0.2 * (y**6).sum(dim=-1), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(sde.diffusion(T0, y), 0.3 * y, atol=1e-6, rtol=1e-6)
+
+
 def test_parameters_are_learned_as_logarithms_in_the_constructors_order():
     torch.testing.assert_close(
         LotkaVolterra(0.6, 0.03, 0.02, 0.8).logs.detach().exp(), torch.tensor([0.6, 0.03, 0.02, 0.8])
@@ -81,6 +93,7 @@ def test_parameters_are_learned_as_logarithms_in_the_constructors_order():
         (lambda: SIR(0), "population"),
         (lambda: DampedPendulum(friction=0.0), "friction"),
         (lambda: OrnsteinUhlenbeck(rate=math.nan), "rate"),
+        (lambda: CubicSpiral(volatility=0.0), "volatility"),
     ],
 )
 def test_a_parameter_that_is_not_positive_is_refused(make, name):

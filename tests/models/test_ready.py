@@ -15,8 +15,10 @@ from ndeflow.models import (
     ODEForecaster,
     ODEInterpolator,
     PointClassifier,
+    PointSDEClassifier,
     SDEClassifier,
     SDEForecaster,
+    SpiralSDE,
     path_channels,
 )
 from ndeflow.numerics.adjoint import Checkpointed
@@ -40,12 +42,15 @@ MODELS = {
     "ode": lambda **k: ODEClassifier(2, 3, solver=FixedRungeKutta("midpoint"), **SMALL, **k),
     "ode_adaptive": lambda **k: ODEClassifier(2, 3, **SMALL, **k),
     "sde": lambda **k: SDEClassifier(2, 3, draws=2, eval_draws=3, solver=Stochastic(), **SMALL, **k),
+    "point_sde": lambda **k: PointSDEClassifier(2, 3, draws=2, eval_draws=3, solver=Stochastic(), **SMALL, **k),
+    "spiral": lambda **k: SpiralSDE(2, width=8, draws=2, eval_draws=3, solver=Stochastic(), **k),
     "point": lambda **k: PointClassifier(2, 3, width=8, **k),
     "forecaster": lambda **k: ODEForecaster(2, **SMALL, **k),
     "interpolator": lambda **k: ODEInterpolator(2, **SMALL, **k),
     "sde_forecaster": lambda **k: SDEForecaster(2, draws=2, eval_draws=3, solver=Stochastic("euler", 2), **SMALL, **k),
 }
-STOCHASTIC = {"sde", "sde_forecaster"}
+SERIES = {"forecaster", "interpolator", "sde_forecaster", "spiral"}
+STOCHASTIC = {"sde", "sde_forecaster", "point_sde", "spiral"}
 
 
 @pytest.fixture(params=MODELS)
@@ -60,7 +65,7 @@ def made(name, **options):
 
 def test_predictions_have_the_shape_of_their_kind(name):
     batch, model = irregular_batch(), made(name)
-    expected = batch.ys.shape if "forecaster" in name or name == "interpolator" else (5, 3)
+    expected = batch.ys.shape if name in SERIES else (5, 3)
     for training, draws in ((True, 2), (False, 3)):
         output = model.train(training)(batch)
         assert output.draws == (name in STOCHASTIC)

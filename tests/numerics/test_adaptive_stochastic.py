@@ -153,7 +153,9 @@ def test_the_mesh_holds_every_place_where_the_path_was_seen(method, batching):
 def gradients(sde: SDE, solver: AdaptiveStochastic, adjoint) -> list[Tensor]:
     y0, ts = torch.linspace(-1, 1, 12, dtype=F64).view(4, 3).requires_grad_(), tensor(0.0, 0.3, 1.0)
     solution = solve(sde, y0, ts, solver=solver, adjoint=adjoint, integrands=[(Square(), None)], noise=Brownian(3))
-    loss = solution.ys.sin().sum() + solution.integrals.sum() + (solution.stats.error * solution.stats.steps).sum()
+    stats = solution.stats
+    loss = solution.ys.sin().sum() + solution.integrals.sum() + (stats.error * stats.steps).sum()
+    loss = loss + stats.stiffness.sum()
     return [solution.ys.detach(), solution.stats.nfe, *torch.autograd.grad(loss, [y0, *sde.parameters()])]
 
 

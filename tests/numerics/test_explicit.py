@@ -9,7 +9,7 @@ import torch
 from torchdiffeq import odeint
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics import explicit
+from ndeflow.numerics import stiffness
 from ndeflow.numerics.controllers import PI
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.paths import Hermite
@@ -194,7 +194,7 @@ def test_float32_gradient_of_stiffness_is_float64s(gain):
 @pytest.mark.parametrize("gain", [0.5, 1.0, 2.0])
 def test_floors_keep_rounding_out_of_the_gradient_of_stiffness(gain, monkeypatch):
     """Tiny first steps included, float32 agrees with float64 under the same floors."""
-    monkeypatch.setattr(explicit, "stiffness_floor", lambda dtype: torch.finfo(torch.float32).eps ** (2 / 3))
+    monkeypatch.setattr(stiffness, "floor", lambda dtype: torch.finfo(torch.float32).eps ** (2 / 3))
     wide, narrow = (stiffness_gradient(RungeKutta(), dtype, gain) for dtype in (torch.float64, torch.float32))
     assert float((narrow - wide).norm() / wide.norm()) < 0.05
 

@@ -13,9 +13,10 @@ from ndeflow.numerics.brownian import Brownian
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.solve import solve
-from ndeflow.regularizers import GlobalError
+from ndeflow.numerics.stochastic import Stochastic
+from ndeflow.regularizers import GlobalError, Stiffness
 from tests.models.series import irregular_batch
-from tests.numerics.sdes import Waves
+from tests.numerics.sdes import Growth, Waves
 
 
 def solved(adjoint=None, solver=RungeKutta()):  # noqa: B008
@@ -64,6 +65,31 @@ def test_descending_the_penalty_makes_an_sde_cheaper(batching):
         penalty(solution).backward()
         optimizer.step()
     assert sum(counts[-3:]) < 0.6 * sum(counts[:3])
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "mean", "max"])
+@pytest.mark.parametrize("method", ["heun", "milstein"])
+def test_of_an_sde_with_a_linear_drift_the_stiffness_is_its_rate_by_the_stability_of_the_method(method, aggregate):
+    solver = AdaptiveStochastic(method, rtol=1e-2, atol=1e-2)
+    y0, ts = torch.ones(6, 1, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    solution = solve(Growth("ito"), y0, ts, solver=solver, noise=Brownian(0))
+    count = len(solution.stats.steps[0]) if aggregate == "sum" else 1
+    value = Stiffness(aggregate=aggregate).of(Solved(solution, range(0), range(0)))
+    assert value.item() == pytest.approx(count * 0.3 / {"heun": 2.0, "milstein": 4.0}[method], rel=1e-6)
+
+
+def test_descending_the_stiffness_of_an_sde_makes_its_drift_gentler():
+    sde, values = Waves(), []
+    optimizer = torch.optim.Adam(sde.parameters(), 0.05)
+    y0, ts = torch.linspace(-1, 1, 12, dtype=torch.float64).view(4, 3), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    for n in range(10):
+        solution = solve(sde, y0, ts, solver=AdaptiveStochastic(), adjoint=Checkpointed(), noise=Brownian(n))
+        value = Stiffness(aggregate="mean").of(Solved(solution, range(0), range(0)))
+        values.append(value.item())
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert values[-1] < 0.6 * values[0] and sde.rate.abs() < 0.5
 
 
 @pytest.mark.parametrize("aggregate", ["sum", "mean", "max"])
@@ -136,6 +162,10 @@ def test_adjoints_and_solvers_without_error_gradients_are_refused_with_the_cure(
         GlobalError().check(ODEForecaster(2, adjoint=Backsolve()))
     with pytest.raises(ValueError, match="use an adaptive"):
         GlobalError().check(ODEForecaster(2, solver=FixedRungeKutta()))
+    for solver in (FixedRungeKutta(), RungeKutta("bosh3"), Stochastic()):
+        with pytest.raises(ValueError, match="use solver=dopri5 or tsit5, .* or of an SDE adaptive_stochastic"):
+            Stiffness().check(ODEForecaster(2, solver=solver))
+    Stiffness().check(ODEForecaster(2, solver=AdaptiveStochastic()))
 
 
 def test_a_model_forward_pass_is_penalised():
