@@ -65,7 +65,7 @@ class StableSDE(HiddenSDE, ABC):
 
 @final
 class Langevin(StableSDE):
-    """dz = gamma(z, x) dt + sigma(t) dW. Oh, Lim, Kim 2024, section 3.1, LSDE.
+    """dz = gamma(z, x) dt + sigma(t) dW. The Langevin-type SDE of Oh, Lim, Kim 2024.
 
     With a dissipation, for solutions z, z' of one Brownian motion and paths x, x', on every path and at all T,
     |z(T) - z'(T)| <= exp(-K T) |z(0) - z'(0)| + lipschitz int_0^T exp(-K (T - s)) |x(s) - x'(s)| ds.
@@ -80,7 +80,7 @@ class Langevin(StableSDE):
 
 @final
 class LinearNoise(StableSDE):
-    """dz = gamma(t, z, x) dt + sigma(t) z dW. Oh, Lim, Kim 2024, section 3.1, LNSDE.
+    """dz = gamma(t, z, x) dt + sigma(t) z dW. The linear noise SDE of Oh, Lim, Kim 2024.
 
     With a dissipation and 2 K > scale^2, for solutions z, z' of one Brownian motion and path x,
     E|z(T) - z'(T)|^2 <= exp(-(2 K - scale^2) T) E|z(0) - z'(0)|^2.
@@ -95,14 +95,14 @@ class LinearNoise(StableSDE):
 
 @final
 class Geometric(HiddenSDE):
-    """dz = z gamma(t, z, x) dt + z sigma(t) dW, |gamma| < bound. Oh, Lim, Kim 2024, section 3.1, GSDE.
+    """dz = z gamma(t, z, x) dt + z sigma(t) dW, |gamma| < bound. The geometric SDE of Oh, Lim, Kim 2024.
 
-    No component changes its sign, and 0 is absorbing; log|z| grows at a rate of at most gamma - sigma^2 / 2. gamma =
-    bound tanh(network): z times a free network grows as |z|^2 and leaves every bound in finite time.
+    No component changes its sign, and 0 is absorbing; on average log|z| falls where gamma < sigma^2 / 2. gamma = bound
+    tanh(network): z times a free network may grow as |z|^2, to infinity in finite time.
     log_state: what is solved for is y = (log|z|, sign z), (B, 2 size), d log|z| = (gamma - sigma^2 / 2) dt + sigma dW,
     whose steps keep the sign, exact where gamma and sigma are constant; those of z itself lose it where sigma is large.
-    Other options: as of `StableSDE`; released drift: tanh(network tanh(z)), which has no bound of its own, and which
-    keeps no sign. Raises ValueError for a bound that is not positive and finite, and for a released log_state or scale.
+    Other options: as of `StableSDE`; the released drift is tanh(network tanh(z)), without `bound`, and keeps no sign.
+    Raises ValueError for a bound that is not positive and finite, and for a released log_state or scale.
     """
 
     def __init__(
