@@ -8,6 +8,7 @@ A recipe's blocks, all optional:
     needs:  {teacher: other_recipe}                 runs that come first; the override needs.teacher=RUN_DIR names them
     expect: {test/accuracy@0.7: ">= plain:test/accuracy@0.7 - 0.01"}     a bound, or a list of bounds, by metric
 
+A metric on `@*` is claimed in every cell of the grid, in turn, and `@*` in its bound is the same cell.
 All runs of one seed share split, masks and initialisation: differences between them are paired.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
@@ -101,19 +102,23 @@ def variants(config: Config) -> dict[str, tuple[str, ...]]:
     return {"": (), **{name: tuple(overrides) for name, overrides in versus.items()}}
 
 
-def expectations(expect: Config | None) -> list[tuple[Metric, Bound]]:
-    """Metrics and bounds of an `expect` block, in order. Raises ValueError with the place of a mistake."""
+def expectations(expect: Config | None, grid: Iterable[str] = ()) -> list[tuple[Metric, Bound]]:
+    """Metrics and bounds of an `expect` block, in order. Raises ValueError with the place of a mistake.
+
+    grid: the names of the cells that @* stands for.
+    """
     return [
-        (parse_metric(name), parse_bound(_text(name, bound)))
+        (parse_metric(one), parse_bound(text))
         for name, bounds in (expect or {}).items()
         for bound in (bounds if _is_list(bounds) else [bounds])
+        for one, text in _in_each_cell(name, _text(name, bound), grid)
     ]
 
 
 def check(config: Config) -> None:
     """Raises ValueError where a recipe's claims cannot be read, or name a variant or cell that it does not have."""
     known_variants, known_cells = variants(config), cells(config)
-    for metric, bound in expectations(config.get("expect")):
+    for metric, bound in expectations(config.get("expect"), known_cells):
         for used in (metric, *bound.expression.metrics()):
             if used.variant not in known_variants:
                 names = ", ".join(name for name in known_variants if name) or "none"
@@ -141,12 +146,13 @@ def cell_of(config: Config) -> str:
     return name if name in cells(config) else ""
 
 
-def judge(expect: Config | None, runs: Runs) -> list[Verdict]:
+def judge(expect: Config | None, runs: Runs, grid: Iterable[str] = ()) -> list[Verdict]:
     """A verdict for each bound, on the means over seeds. What was not run or not measured is said in `note`.
 
-    A single training of a recipe: judge(expect, {run_name("", cell_of(config)): [results]}).
+    grid: the names of its cells, `cells(config)`.
+    A single training of a recipe: judge(expect, {run_name("", cell_of(config)): [results]}, cells(config)).
     """
-    return [_judged(metric, bound, runs) for metric, bound in expectations(expect)]
+    return [_judged(metric, bound, runs) for metric, bound in expectations(expect, grid)]
 
 
 def _judged(metric: Metric, bound: Bound, runs: Runs) -> Verdict:
@@ -200,6 +206,12 @@ def _lookup(config: Config, key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def _in_each_cell(name: str, bound: str, grid: Iterable[str]) -> list[tuple[str, str]]:
+    """A claim on @* once for each cell of a grid."""
+    named = [cell for cell in grid if cell] if "@*" in name else []
+    return [(name.replace("@*", f"@{cell}"), bound.replace("@*", f"@{cell}")) for cell in named] or [(name, bound)]
 
 
 def _text(metric: str, bound: object) -> str:

@@ -165,7 +165,7 @@ def _claim(config: dict[str, Any], results: dict[str, float]) -> list[str]:
     about, expect = config["about"] or {}, config["expect"]
     if not expect:
         return []
-    verdicts = claims.judge(expect, {claims.run_name("", claims.cell_of(config)): [results]})
+    verdicts = claims.judge(expect, {claims.run_name("", claims.cell_of(config)): [results]}, claims.cells(config))
     judged = [f"  {verdict}" for verdict in verdicts if verdict.met is not None]
     others = len(verdicts) - len(judged)
     needs = f"  {others} more need{'s' * (others == 1)} other runs: scripts/reproduce.py {config['name']}"

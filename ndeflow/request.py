@@ -110,6 +110,10 @@ def _check(config: Any) -> None:
         value = resources.value(config, key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
             raise ConfigError(f"expected {key} to be {what}, got {value!r}")
+    references = resources.value(config, "references")
+    if not isinstance(references, bool) and references not in resources.recipes():
+        near = resources.near(str(references), resources.recipes())
+        raise ConfigError(f"expected references to be true, false or the name of a recipe, got {references!r}{near}")
     seed = resources.value(config, "seed")
     if not 0 <= seed < 2**32:
         raise ConfigError(f"expected seed to be from 0 to {2**32 - 1}, got {seed}")

@@ -149,15 +149,19 @@ def training_cost(folder: Path) -> dict[str, float]:
 
 
 def references(run: Run) -> dict[str, float]:
-    """Scores of other methods: those the data know, and those of a `references.py` beside the recipe."""
-    if not run.config["references"]:
+    """Scores of other methods: those the data know, and those of a `references.py` beside the recipe.
+
+    The configuration's `references` may name another recipe, beside which it lies.
+    """
+    chosen = run.config["references"]
+    if not chosen:
         return {}
     known = run.data.references()
-    recipe = resources.recipes().get(run.config["name"])
+    recipe = resources.recipes().get(run.config["name"] if chosen is True else chosen)
     beside = recipe.with_name("references.py") if recipe and recipe.stem == "recipe" else None
     if beside is None or not beside.exists():
         return known
-    spec = spec_from_file_location(f"{run.config['name']}_references", beside)
+    spec = spec_from_file_location(f"{beside.parent.name}_references", beside)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from ndeflow import plots, report
-from ndeflow.claims import Job, check, expectations, jobs, judge, literal, run_name
+from ndeflow.claims import Job, cells, check, expectations, jobs, judge, literal, run_name
 from ndeflow.report import Result
 from ndeflow.resources import compose, recipes
 from ndeflow.runs import read_json, write_json
@@ -208,7 +208,7 @@ def result(recipe: str, config: Config, finished: Sequence[Finished]) -> Result:
         paper=str(about.get("paper", "")),
         claim=str(about.get("claim", "")),
         seeds=tuple(dict.fromkeys(training.job.seed for training in finished)),
-        verdicts=tuple(judge(config.get("expect"), values)),
+        verdicts=tuple(judge(config.get("expect"), values, cells(config))),
         minutes=sum(own) / len(own) if own else None,
         environment={**environment(finished), "threads": str(threads_of(config))},
         skipped=missing[0].message if missing else "",

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from ndeflow.claims import cell_of, check, expectations, jobs, judge, run_name
+from ndeflow.claims import cell_of, cells, check, expectations, jobs, judge, run_name
 from ndeflow.expressions import parse_bound, parse_metric
 from ndeflow.report import BEGIN, END, Result, from_json, insert, merge, to_json, to_markdown
 
@@ -125,6 +125,8 @@ def test_the_cell_of_a_composed_config():
         ({"expect": {"a@0.3": ">= 1"}}, "expected a@0.3 of a cell of the grid (@0, @0.7), got '0.3'"),
         ({"expect": {"a@0": ">= other:a@0"}}, "expected other:a@0 of a variant under versus (plain), got 'other'"),
         ({"expect": {"a": 0.9}}, "expected a bound on a such as '>= 0.9', in quotes, got 0.9"),
+        ({"expect": {"a@0": ">= plain:a@*"}}, "expected plain:a@* of a cell of the grid"),
+        ({"grid": None, "expect": {"a@*": ">= 0"}}, "(none: there is no grid), got '*'"),
         ({"grid": {"data.drop": 0.7}}, "expected lists of values in grid"),
         ({"versus": {"plain": "regularizer=none"}}, "expected a list of overrides in versus.plain"),
     ],
@@ -148,6 +150,16 @@ def test_verdicts_on_means_with_paired_spread():
 
 def test_a_bound_that_equals_the_mean_is_met():
     assert all(verdict.met for verdict in judge({"a": ["<= 2", ">= 2"]}, {"": [{"a": 1.0}, {"a": 3.0}]}))
+
+
+def test_a_claim_on_every_cell_is_one_bound_a_cell():
+    expect, grid = {"acc@*": ">= plain:acc@* - 2 * se(acc@* - plain:acc@*)"}, {"data.drop": [0, 0.7]}
+    check({"expect": expect, "grid": grid, "versus": {"plain": ["x=1"]}})
+    runs = {"@0": [{"acc": 0.9}, {"acc": 0.7}], "plain@0": [{"acc": 0.9}, {"acc": 0.9}]}
+    near, missing = judge(expect, runs, cells({"grid": grid}))
+    assert near.metric == "acc@0" and near.met is True and near.threshold == pytest.approx(0.9 - 2 * 0.1)
+    assert near.bound == ">= plain:acc@0 - 2 * se(acc@0 - plain:acc@0)"
+    assert missing.metric == "acc@0.7" and missing.met is None and missing.note == "needs @0.7"
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def test_without_a_recipe_all_are_listed(capsys):
         (["recipe=quickstart", "optimizer.lr=fast"], "expected optimizer.lr to be a number, got 'fast'"),
         (["recipe=quickstart", "optimizer.fused=maybe"], "expected optimizer.fused to be true or false, got 'maybe'"),
         (["recipe=quickstart", "seed=1,2"], "-m"),
+        (["recipe=quickstart", "references=vowel"], "name of a recipe, got 'vowel'; did you mean vowels?"),
         (["recipe=quickstart", "seed=${nope}"], "nope"),
         (["recipe=quickstart", "model=null"], "model"),
         (["recipe=quickstart", "trainer=gpu"], "trainer=cpu"),

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from ndeflow import models, regularizers, resources, tasks
 from ndeflow.contracts import Regularizer
+from ndeflow.fields.hidden import HiddenSDE
 from ndeflow.models import Model
 from ndeflow.numerics.paths import ControlPath
 from ndeflow.numerics.solution import Adjoint, Solver
@@ -55,6 +56,15 @@ def test_interpolations_make_paths_of_observations(path):
     found = made(path, "interpolation")(ts, ts.view(1, 3, 1), torch.ones(1, 3, 1, dtype=torch.bool))
     assert isinstance(found, ControlPath) and type(found).__name__ == path.stem.title().replace("_", "")
     assert torch.equal(torch.cat([found.value(t) for t in found.at_observations()])[:, 0], ts)
+
+
+@pytest.mark.parametrize("path", files("field"), ids=lambda p: p.stem)
+def test_fields_are_made_for_the_hidden_state_of_a_model(path):
+    field = made(path, "field")(4, inputs=3, width=8, depth=1)
+    assert isinstance(field, HiddenSDE) and field.drift(torch.tensor(0.0), torch.ones(2, 4), torch.ones(2, 3)).ndim == 2
+    config = resources.compose(["model=sde_classifier", f"field={path.stem}", "run_dir=x"])
+    model = resources.instantiate(OmegaConf.to_container(config, resolve=True)["model"])
+    assert type(model.sde) is type(field)
 
 
 @pytest.mark.parametrize("path", files("optimizer"), ids=lambda p: p.stem)

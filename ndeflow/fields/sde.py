@@ -7,6 +7,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from ndeflow.fields.hidden import HiddenSDE
 from ndeflow.fields.ode import MLPField
 from ndeflow.nets.constant import Constant
 from ndeflow.nets.mlp import MLP
@@ -14,7 +15,7 @@ from ndeflow.numerics.field import SDE
 
 
 @final
-class DiagonalSDE(SDE):
+class DiagonalSDE(HiddenSDE):
     """dy = f(t, y, x) dt + g(t, y) dW, Ito, each component with its own noise; f and g are networks.
 
     0 < g < scale, by a sigmoid, and g starts near scale / 2: an unbounded diffusion makes Euler steps explode.
@@ -33,7 +34,7 @@ class DiagonalSDE(SDE):
         activation: Callable[[], nn.Module] = nn.SiLU,
         scale: float = 1.0,
     ) -> None:
-        super().__init__(noise_type="diagonal", sde_type="ito", noise_size=size)
+        super().__init__(size)
         if scale <= 0:
             raise ValueError(f"expected a positive scale of the diffusion, got {scale}; use MLPField for an ODE")
         self.scale = scale

@@ -5,12 +5,15 @@ The three share path, initial state and readout, so that a comparison between th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 from torch import Tensor, nn
 
 from ndeflow.contracts import Batch
+from ndeflow.fields.blind import Blind
 from ndeflow.fields.cde import CDEField
+from ndeflow.fields.hidden import HiddenSDE
 from ndeflow.fields.ode import MLPField
 from ndeflow.fields.sde import DiagonalSDE
 from ndeflow.models.driven import PathDriven, path_channels
@@ -107,6 +110,9 @@ class ODEClassifier(PathClassifier):
 class SDEClassifier(PathClassifier):
     """Neural SDE with the path as input of its drift: dz = f(t, z, X(t)) dt + g(t, z) dW, diagonal, Ito.
 
+    field: makes f and g, called as field(hidden, inputs=path channels, width=width, depth=depth); by default
+    `DiagonalSDE`, a free diffusion; those of `ndeflow.fields.stable` are others. blind: the drift does not see the
+    path, of which the model then knows the first value alone: the baseline that tells what the rest is worth.
     In evaluation the logits of `eval_draws` sampled paths are given, (S, B, outputs).
     """
 
@@ -118,6 +124,8 @@ class SDEClassifier(PathClassifier):
         hidden: int = 32,
         width: int = 64,
         depth: int = 1,
+        field: Callable[..., HiddenSDE] | None = None,
+        blind: bool = False,
         interpolation: Interpolation | None = None,
         counts: bool = False,
         thinning: float = 0.0,
@@ -126,7 +134,18 @@ class SDEClassifier(PathClassifier):
         solver: Solver | None = None,
         adjoint: Adjoint | None = None,
     ) -> None:
-        field = DiagonalSDE(hidden, inputs=path_channels(channels, counts), width=width, depth=depth)
-        super().__init__(channels, outputs, ByValue(field), hidden=hidden, interpolation=interpolation,
-                         counts=counts, thinning=thinning, draws=draws, eval_draws=eval_draws, solver=solver,
-                         adjoint=adjoint)  # fmt: skip
+        inputs = 0 if blind else path_channels(channels, counts)
+        sde = (field or DiagonalSDE)(hidden, inputs=inputs, width=width, depth=depth)
+        super().__init__(channels, outputs, Blind(sde) if blind else ByValue(sde), hidden=hidden,
+                         interpolation=interpolation, counts=counts, thinning=thinning, draws=draws,
+                         eval_draws=eval_draws, solver=solver, adjoint=adjoint)  # fmt: skip
+
+    @property
+    def sde(self) -> HiddenSDE:
+        return self.flow.sde  # pyright: ignore[reportReturnType]
+
+    def encode(self, x0: Tensor, batch: Batch) -> Tensor:
+        return self.sde.state(super().encode(x0, batch))
+
+    def decode(self, zs: Tensor, batch: Batch) -> Tensor:
+        return super().decode(self.sde.read(zs), batch)

@@ -13,15 +13,27 @@ import torch
 from torch import Tensor, nn
 
 import ndeflow.fields
+from ndeflow.fields.blind import Blind
 from ndeflow.fields.cde import CDEField
+from ndeflow.fields.dissipative import Dissipation, DissipativeField
 from ndeflow.fields.known import SIR, CubicSpiral, DampedPendulum, LotkaVolterra, OrnsteinUhlenbeck
 from ndeflow.fields.moments import Moments
 from ndeflow.fields.ode import MLPField
 from ndeflow.fields.sde import DiagonalSDE, ScalarSDE
+from ndeflow.fields.stable import Geometric, Langevin, LinearNoise
 from ndeflow.fields.timed import TimedField
 from ndeflow.numerics.field import SDE
 
 ROWS = 4
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    """A field at weights where its rectified noise is alive."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make()
+
+
 FIELDS: dict[type[nn.Module], list[tuple[Callable[[], nn.Module], int, int]]] = {  # makers, size of y, inputs
     TimedField: [(lambda: TimedField(3, width=8), 3, 0)],
     MLPField: [
@@ -32,6 +44,23 @@ FIELDS: dict[type[nn.Module], list[tuple[Callable[[], nn.Module], int, int]]] = 
     CDEField: [(lambda: CDEField(3, 2), 3, 0)],
     DiagonalSDE: [(lambda: DiagonalSDE(3), 3, 0), (lambda: DiagonalSDE(3, inputs=2, scale=0.5), 3, 2)],
     ScalarSDE: [(ScalarSDE, 1, 0), (lambda: ScalarSDE(drift_width=0, diffusion_width=0), 1, 0)],
+    Blind: [(lambda: Blind(DiagonalSDE(3)), 3, 2)],
+    DissipativeField: [(lambda: DissipativeField(3, Dissipation(), inputs=2), 3, 2)],
+    Langevin: [
+        (lambda: Langevin(3, inputs=2), 3, 2),
+        (lambda: Langevin(3, dissipation=Dissipation()), 3, 0),
+        (lambda: seeded(lambda: Langevin(3, released=True)), 3, 0),
+    ],
+    LinearNoise: [
+        (lambda: LinearNoise(3, inputs=2), 3, 2),
+        (lambda: LinearNoise(3, scale=0.5, dissipation=Dissipation()), 3, 0),
+        (lambda: seeded(lambda: LinearNoise(3, released=True)), 3, 0),
+    ],
+    Geometric: [
+        (lambda: Geometric(3, inputs=2), 3, 2),
+        (lambda: Geometric(3, log_state=True), 6, 0),
+        (lambda: seeded(lambda: Geometric(3, released=True)), 3, 0),
+    ],
     Moments: [(lambda: Moments(ScalarSDE()), 2, 0)],
     LotkaVolterra: [(LotkaVolterra, 2, 0)],
     SIR: [(lambda: SIR(763), 2, 0)],
@@ -64,7 +93,7 @@ def test_every_field_of_the_package_is_tested_here():
         cls
         for module in modules
         for _, cls in inspect.getmembers(module, inspect.isclass)
-        if issubclass(cls, nn.Module) and cls.__module__ == module.__name__
+        if issubclass(cls, nn.Module) and cls.__module__ == module.__name__ and not inspect.isabstract(cls)
     }
     assert found == set(FIELDS)
 

@@ -2,12 +2,16 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from ndeflow.fields.cde import CDEField
+from ndeflow.fields.dissipative import Dissipation
+from ndeflow.fields.sde import DiagonalSDE
+from ndeflow.fields.stable import Geometric, Langevin, LinearNoise
 from ndeflow.models import (
     CDEClassifier,
     NeuralCDE,
@@ -30,6 +34,12 @@ from ndeflow.numerics.stochastic import Stochastic
 from tests.models.series import irregular_batch, take
 
 SMALL = {"hidden": 4, "width": 8}
+
+
+def sde(field, **options):
+    return SDEClassifier(2, 3, field=field, draws=2, eval_draws=3, solver=Stochastic(), **SMALL, **options)
+
+
 MODELS = {
     "cde": lambda **k: CDEClassifier(2, 3, solver=FixedRungeKutta("midpoint"), **SMALL, **k),
     "cde_counts": lambda **k: CDEClassifier(2, 3, counts=True, solver=FixedRungeKutta("rk4"), **SMALL, **k),
@@ -41,7 +51,13 @@ MODELS = {
     ),
     "ode": lambda **k: ODEClassifier(2, 3, solver=FixedRungeKutta("midpoint"), **SMALL, **k),
     "ode_adaptive": lambda **k: ODEClassifier(2, 3, **SMALL, **k),
-    "sde": lambda **k: SDEClassifier(2, 3, draws=2, eval_draws=3, solver=Stochastic(), **SMALL, **k),
+    "sde": lambda **k: sde(None, **k),
+    "langevin": lambda **k: sde(partial(Langevin, dissipation=Dissipation()), **k),
+    "linear_noise": lambda **k: sde(LinearNoise, **k),
+    "released": lambda **k: sde(partial(LinearNoise, released=True), **k),
+    "geometric": lambda **k: sde(Geometric, **k),
+    "log_geometric": lambda **k: sde(partial(Geometric, log_state=True), **k),
+    "blind": lambda **k: sde(DiagonalSDE, blind=True, **k),
     "point_sde": lambda **k: PointSDEClassifier(2, 3, draws=2, eval_draws=3, solver=Stochastic(), **SMALL, **k),
     "spiral": lambda **k: SpiralSDE(2, width=8, draws=2, eval_draws=3, solver=Stochastic(), **k),
     "point": lambda **k: PointClassifier(2, 3, width=8, **k),
@@ -50,7 +66,8 @@ MODELS = {
     "sde_forecaster": lambda **k: SDEForecaster(2, draws=2, eval_draws=3, solver=Stochastic("euler", 2), **SMALL, **k),
 }
 SERIES = {"forecaster", "interpolator", "sde_forecaster", "spiral"}
-STOCHASTIC = {"sde", "sde_forecaster", "point_sde", "spiral"}
+DRAWN = {"sde", "langevin", "linear_noise", "released", "geometric", "log_geometric", "blind"}
+STOCHASTIC = DRAWN | {"sde_forecaster", "point_sde", "spiral"}
 
 
 @pytest.fixture(params=MODELS)
