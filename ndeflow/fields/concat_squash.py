@@ -30,7 +30,7 @@ class ConcatSquash(nn.Module):
 class ConcatSquashField(nn.Module):
     """dy/dt = a perceptron of `ConcatSquash` layers with a smooth activation between them: (B, size) -> (B, size).
 
-    depth: hidden layers of `width` units. activation: as in `MLP`; softplus by default, as in FFJORD. Raises ValueError
+    depth: hidden layers of `width` units. activation: as in `MLP`; tanh by default. Raises ValueError
     for sizes below one and a negative depth.
     """
 
@@ -40,7 +40,7 @@ class ConcatSquashField(nn.Module):
         *,
         width: int = 64,
         depth: int = 3,
-        activation: Callable[[], nn.Module] = nn.Softplus,
+        activation: Callable[[], nn.Module] = nn.Tanh,
     ) -> None:
         super().__init__()
         if min(size, width) < 1 or depth < 0:

@@ -32,7 +32,7 @@ class NormalizingFlow(Model):
         *,
         width: int = 64,
         depth: int = 3,
-        activation: Callable[[], nn.Module] = nn.Softplus,
+        activation: Callable[[], nn.Module] = nn.Tanh,
         end: float = 1.0,
         divergence: Divergence | None = None,
         solver: Solver | None = None,

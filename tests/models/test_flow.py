@@ -151,4 +151,4 @@ def test_what_is_no_whole_vector_is_refused():
 
 
 def test_its_activation_is_that_of_its_field():
-    assert isinstance(flow(activation=nn.Tanh).velocity.activation, nn.Tanh)
+    assert isinstance(flow(activation=nn.Softplus).velocity.activation, nn.Softplus)
