@@ -86,6 +86,12 @@ def asked(seen: Tensor, *, forecast: bool) -> Tensor:
     return later == 0
 
 
+def point_rows(points: Tensor, spec: DataSpec) -> Rows:
+    """Each channel of points (N, C), in the data's units."""
+    values = spec.to_data_units(points).cpu().tolist()
+    return [dict(zip(spec.channels, map(text, row), strict=True)) for row in values]
+
+
 def summaries(values: Tensor, names: Sequence[str], output: Output) -> list[dict[str, str]]:
     """For each of R rows of values (R, C), or draws (S, R, C): each column's mean, and its quantiles over the draws."""
     columns = {"": values}

@@ -1,6 +1,7 @@
-"""python -m ndeflow.sample run=DIR [data.path=new.csv] [out=predictions.csv] [draws=N] [device=cpu]
+"""python -m ndeflow.sample run=DIR [data.path=new.csv] [out=predictions.csv] [draws=N] [count=N] [device=cpu]
 
-Predicts with a trained run: the series of a new file, or without one the run's own test split.
+Predicts with a trained run: the series of a new file, or without one the run's own test split. Of a trained density
+it draws points.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from ndeflow.contracts import Output
 from ndeflow.cost import PredictionCost
 from ndeflow.data import DataWarning, MissingData, NewSeries
 from ndeflow.data.loader import lengths, moved, take
-from ndeflow.load import read_run
+from ndeflow.load import Run, read_run
 from ndeflow.models.base import Model
 from ndeflow.models.driven import PathDriven
+from ndeflow.models.flow import NormalizingFlow
 from ndeflow.models.trajectory import NeuralSDE
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.solution import SolveError
@@ -41,11 +43,24 @@ data.path=FILE     new series (CSV or Parquet); without it, the test split of th
 data.id_column, data.time_column, data.sep, data.decimal: how the file is written; as in training by default
 out=FILE           predictions.csv by default
 draws=N            sampled paths of a stochastic model; as in training by default
+count=N            points to draw where the run is a density's (model=normalizing_flow), 1000
 device=cpu|cuda    where to compute
 batch_size=N       series predicted at once, 128
-seed=N             of the sampled paths, 0
+seed=N             of the sampled paths or points, 0
 trust=mine.Model   classes of your own that the run is made of, comma-separated"""
-KEYS = ("run", "out", "draws", "device", "batch_size", "seed", "trust", "data.path", *(f"data.{c}" for c in COLUMNS))
+KEYS = (
+    "run",
+    "out",
+    "draws",
+    "count",
+    "device",
+    "batch_size",
+    "seed",
+    "trust",
+    "data.path",
+    *(f"data.{c}" for c in COLUMNS),
+)
+POINTS = 1000
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,7 @@ class Request:
     columns: dict[str, str]
     out: Path = Path("predictions.csv")
     draws: int | None = None
+    count: int | None = None
     device: str = "cpu"
     batch_size: int = 128
     seed: int = 0
@@ -82,6 +98,7 @@ def parse(arguments: Sequence[str]) -> Request:
         columns={name: given[f"data.{name}"] for name in COLUMNS if f"data.{name}" in given},
         out=Path(given.get("out", "predictions.csv")),
         draws=count(given, "draws", least=1) if "draws" in given else None,
+        count=count(given, "count", least=1) if "count" in given else None,
         device=given.get("device", "cpu"),
         batch_size=count(given, "batch_size", least=1) if "batch_size" in given else 128,
         seed=count(given, "seed", least=0) if "seed" in given else 0,
@@ -105,6 +122,10 @@ def sample(request: Request) -> str:
         raise ValueError(f"expected another file to write to than data.path, got out={request.out}")
     run = read_run(request.run)
     model = run.model(request.trust).to(device)
+    if isinstance(model, NormalizingFlow):
+        return sample_points(model, run, request)
+    if request.count is not None:
+        raise ValueError(f"expected a density for count={request.count}, got {type(model).__name__}; leave count out")
     if request.draws is not None:
         set_draws(model, request.draws)
     series = to_predict(run, request.path, request.columns, request.trust)
@@ -122,6 +143,20 @@ def sample(request: Request) -> str:
     write_csv(request.out, found)
     wrote = f"wrote {len(found)} rows of predictions for {len(series.ids)} series to {request.out} ({run.checkpoint})"
     return f"{wrote}\n{cost}"
+
+
+def sample_points(model: NormalizingFlow, run: Run, request: Request) -> str:
+    """Draw points of a trained density and write them, in the data's units; returns one line that says so.
+
+    Raises ValueError for options of predictions.
+    """
+    if request.path is not None or request.draws is not None:
+        raise ValueError("expected count=N points to draw from a density, got data.path or draws; leave these out")
+    wanted = POINTS if request.count is None else request.count
+    with torch.no_grad():
+        found = predictions.point_rows(model.sample(wanted, seed=request.seed), run.spec)
+    write_csv(request.out, found)
+    return f"wrote {wanted} points to {request.out} ({run.checkpoint})"
 
 
 def available(device: str) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ import torch
 import yaml
 from torch import nn
 
+from ndeflow.contracts import DataSpec
 from ndeflow.data import DataModule, Files, LynxHare
 from ndeflow.fields.known import LotkaVolterra
 from ndeflow.load import load
-from ndeflow.models import CDEClassifier, HybridODE, ODEForecaster, ODEInterpolator, SDEForecaster
+from ndeflow.models import CDEClassifier, HybridODE, NormalizingFlow, ODEForecaster, ODEInterpolator, SDEForecaster
 from ndeflow.sample import main
 from ndeflow.selection import length
 from ndeflow.training.checkpoints import write_checkpoint
@@ -23,7 +25,7 @@ FORECAST = {"_target_": "ndeflow.tasks.Forecasting"}
 SMALL = {"hidden": 4, "width": 4}
 
 
-def save(folder: Path, model: nn.Module, data: DataModule, config: dict[str, Any]) -> Path:
+def save(folder: Path, model: nn.Module, data: DataModule | SimpleNamespace, config: dict[str, Any]) -> Path:
     """A run folder with `model` as it is, untrained."""
     name = f"ndeflow.models.{type(model).__name__}"
     config = {**config, "model": {"_target_": name, **config["model"]}}
@@ -142,6 +144,41 @@ def test_built_in_data_forecast_their_last_years(tmp_path):
     assert [row["time"] for row in rows] == ["1916", "1917", "1918", "1919", "1920"]
     expected = model.eval()(data.test).prediction[0, -1]
     assert [float(rows[-1][name]) for name in ("hare", "lynx")] == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+@pytest.fixture
+def density(tmp_path):
+    """A flow of two channels, untrained, in units of mean 10, 20 and standard deviation 2, 4."""
+    torch.manual_seed(0)
+    model = NormalizingFlow(2, width=4, depth=1)
+    config = {
+        "model": {"channels": 2, "width": 4, "depth": 1},
+        "task": {"_target_": "ndeflow.tasks.DensityEstimation"},
+        "data": {"_target_": "ndeflow.data.Rings"},
+    }
+    data = SimpleNamespace(spec=DataSpec(("x", "y"), (10.0, 20.0), (2.0, 4.0)))
+    return save(tmp_path / "run", model, data, config), model
+
+
+def test_points_of_a_density_are_in_data_units(density, tmp_path, capsys):
+    run, model = density
+    rows = sample(tmp_path, f"run={run}", "count=7", "seed=3")
+    with torch.no_grad():
+        want = model.sample(7, seed=3).double() * torch.tensor([2.0, 4.0]) + torch.tensor([10.0, 20.0])
+    found = torch.tensor([[float(row["x"]), float(row["y"])] for row in rows], dtype=torch.float64)
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    assert list(rows[0]) == ["x", "y"] and "wrote 7 points" in capsys.readouterr().out
+    assert len(sample(tmp_path, f"run={run}")) == 1000
+
+
+def test_only_a_density_has_points(dated, capsys):
+    assert "expected a density for count=3, got ODEForecaster" in refused(capsys, f"run={dated[0]}", "count=3")
+
+
+def test_options_of_predictions_are_refused_for_a_density(density, tmp_path, capsys):
+    run, _ = density
+    for option in ("draws=3", f"data.path={tmp_path / 'new.csv'}"):
+        assert "expected count=N points to draw from a density" in refused(capsys, f"run={run}", option)
 
 
 def test_gaps_are_filled_by_an_interpolation(tmp_path):

@@ -5,6 +5,7 @@ matplotlib is imported when the first figure is drawn.
 
 from ndeflow.plots.pareto import pareto
 from ndeflow.plots.paths import sampled_paths
+from ndeflow.plots.points import points
 from ndeflow.plots.scores import calibration, confusion_matrix
 from ndeflow.plots.series import phase_portrait, predictions
 from ndeflow.plots.solves import trace
@@ -17,6 +18,7 @@ __all__ = [
     "learning_curves",
     "pareto",
     "phase_portrait",
+    "points",
     "predictions",
     "sampled_paths",
     "trace",

@@ -2,6 +2,7 @@
 
 from ndeflow.tasks.adversarial import Adversarial
 from ndeflow.tasks.base import Task
+from ndeflow.tasks.density import DensityEstimation
 from ndeflow.tasks.losses import CRPS, GaussianNLL, LogSquaredError, SquaredError
 from ndeflow.tasks.moments import MomentMatching
 from ndeflow.tasks.series import Classification, Forecasting, Interpolation, Regression
@@ -11,6 +12,7 @@ __all__ = [
     "Adversarial",
     "CRPS",
     "Classification",
+    "DensityEstimation",
     "Forecasting",
     "GaussianNLL",
     "Interpolation",

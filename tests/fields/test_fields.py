@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import ndeflow.fields
 from ndeflow.fields.blind import Blind
 from ndeflow.fields.cde import CDEField
+from ndeflow.fields.concat_squash import ConcatSquash, ConcatSquashField
 from ndeflow.fields.dissipative import Dissipation, DissipativeField
 from ndeflow.fields.known import SIR, CubicSpiral, DampedPendulum, LotkaVolterra, OrnsteinUhlenbeck
 from ndeflow.fields.moments import Moments
@@ -35,6 +36,8 @@ def seeded(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 FIELDS: dict[type[nn.Module], list[tuple[Callable[[], nn.Module], int, int]]] = {  # makers, size of y, inputs
+    ConcatSquash: [(lambda: ConcatSquash(3, 3), 3, 0)],
+    ConcatSquashField: [(lambda: ConcatSquashField(3, width=8), 3, 0), (lambda: ConcatSquashField(3, depth=0), 3, 0)],
     TimedField: [(lambda: TimedField(3, width=8), 3, 0)],
     MLPField: [
         (lambda: MLPField(3), 3, 0),
