@@ -223,6 +223,46 @@ def test_calibration_of_nothing():
     )
 
 
+def test_points_are_densities_over_one_square_and_on_one_scale():
+    """Of a uniform cloud, 1 / area inside and 0 outside; the integral over the square is 1 for clouds of any size."""
+    generator = torch.Generator().manual_seed(0)
+    wide, narrow = 2 * torch.rand(20_000, 2, generator=generator) - 1, torch.rand(5_000, 2, generator=generator)
+    wide[0] = float("nan")
+    figure = plots.points({"wide": wide, "narrow": narrow})
+    panels, images = figure.axes[:2], [panel.images[0] for panel in figure.axes[:2]]
+    assert [panel.get_title("left") for panel in panels] == ["wide", "narrow"]
+    left, right, low, high = images[0].get_extent()
+    assert images[1].get_extent() == images[0].get_extent() and images[0].get_clim() == images[1].get_clim()
+    np.testing.assert_allclose(right - left, high - low)
+    assert -1.2 < left < -1 and 1 < high < 1.2
+    for image, area in zip(images, (4, 1), strict=True):
+        density = np.asarray(image.get_array())
+        np.testing.assert_allclose(density.mean() * (right - left) ** 2, 1.0, rtol=1e-3)
+        np.testing.assert_allclose(np.median(density[density > 0]), 1 / area, rtol=0.1)
+    drawn(figure)
+
+
+def test_points_have_their_x_across_and_y_up():
+    figure = plots.points({"right": torch.cat([torch.tensor([[1.0, 0.0]]).expand(99, 2), torch.zeros(1, 2)])})
+    density = np.asarray(figure.axes[0].images[0].get_array())
+    row, column = np.unravel_index(density.argmax(), density.shape)
+    assert column > 0.9 * density.shape[1] and abs(row / density.shape[0] - 0.5) < 0.1
+    drawn(figure)
+
+
+@pytest.mark.parametrize(
+    ("clouds", "message"),
+    [
+        ({}, "expected at least one cloud of points, got none"),
+        ({"a": torch.zeros(4, 3)}, r"expected a as points \(N, 2\), got \(4, 3\)"),
+        ({"a": torch.full((4, 2), torch.nan)}, "expected a finite point in a, got none"),
+    ],
+)
+def test_what_is_no_cloud_of_points_is_refused(clouds, message):
+    with pytest.raises(ValueError, match=message):
+        plots.points(clouds)
+
+
 def solution(field, method: str = "dopri5", tol: float = 1e-6, **options) -> Solution:
     ts = torch.linspace(0, 10, 6, dtype=torch.float64)
     return solve(field, torch.ones(2, 1, dtype=torch.float64), ts, solver=RungeKutta(method, tol, tol), **options)

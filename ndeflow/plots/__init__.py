@@ -4,6 +4,7 @@ matplotlib is imported when the first figure is drawn.
 """
 
 from ndeflow.plots.paths import sampled_paths
+from ndeflow.plots.points import points
 from ndeflow.plots.scores import calibration, confusion_matrix
 from ndeflow.plots.series import phase_portrait, predictions
 from ndeflow.plots.solves import trace
@@ -15,6 +16,7 @@ __all__ = [
     "evaluations",
     "learning_curves",
     "phase_portrait",
+    "points",
     "predictions",
     "sampled_paths",
     "trace",
