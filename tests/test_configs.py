@@ -83,7 +83,7 @@ def test_regularizers_compose_by_name():
 def test_every_public_class_has_a_configuration():
     named = {str(target).rpartition(".")[2] for path in files(*[p.name for p in CONFIGS.iterdir() if p.is_dir()])
              for target in targets(yaml.safe_load(path.read_text()))}  # fmt: skip
-    families = {"Model", "NeuralODE", "NeuralCDE", "NeuralSDE", "Task"}
+    families = {"Model", "NeuralODE", "NeuralCDE", "NeuralSDE", "ScoreModel", "Task"}
     public = {n for module in (models, regularizers, tasks) for n in module.__all__ if n[0].isupper()} - families
     assert public <= named
     assert {"RungeKutta", "FixedRungeKutta", "Stochastic", "TorchDiffEq", "TorchSDE"} <= named

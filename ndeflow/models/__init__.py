@@ -11,6 +11,7 @@ from ndeflow.models.generator import SDEGenerator
 from ndeflow.models.hybrid import HybridODE
 from ndeflow.models.latent import LatentODE, LatentSDE
 from ndeflow.models.points import PointClassifier
+from ndeflow.models.score import NeuralPotential, NeuralScore, ScoreModel
 from ndeflow.models.trajectory import NeuralODE, NeuralSDE
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "Model",
     "NeuralCDE",
     "NeuralODE",
+    "NeuralPotential",
     "NeuralSDE",
+    "NeuralScore",
     "ODEClassifier",
     "ODEForecaster",
     "ODEInterpolator",
@@ -32,5 +35,6 @@ __all__ = [
     "SDEForecaster",
     "SDEGenerator",
     "ScalarDiffusion",
+    "ScoreModel",
     "path_channels",
 ]

@@ -2,6 +2,7 @@
 
 from ndeflow.tasks.adversarial import Adversarial
 from ndeflow.tasks.base import Task
+from ndeflow.tasks.denoising import DenoisingScoreMatching
 from ndeflow.tasks.losses import CRPS, GaussianNLL, LogSquaredError, SquaredError
 from ndeflow.tasks.series import Classification, Forecasting, Interpolation, Regression
 from ndeflow.tasks.variational import Variational
@@ -10,6 +11,7 @@ __all__ = [
     "Adversarial",
     "CRPS",
     "Classification",
+    "DenoisingScoreMatching",
     "Forecasting",
     "GaussianNLL",
     "Interpolation",
