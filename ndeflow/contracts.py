@@ -102,6 +102,10 @@ class DataSpec:
         """z * std + mean over the last dimension. z: (..., C)."""
         return z * z.new_tensor(self.std) + z.new_tensor(self.mean)
 
+    def to_model_units(self, y: Tensor) -> Tensor:
+        """(y - mean) / std over the last dimension. y: (..., C)."""
+        return (y - y.new_tensor(self.mean)) / y.new_tensor(self.std)
+
 
 @dataclass(frozen=True)
 class Problem:

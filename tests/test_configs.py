@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from ndeflow import models, regularizers, resources, tasks
 from ndeflow.contracts import Regularizer
 from ndeflow.models import Model
+from ndeflow.numerics.derivatives import Divergence
 from ndeflow.numerics.paths import ControlPath
 from ndeflow.numerics.solution import Adjoint, Solver
 from ndeflow.tasks import Task
@@ -17,7 +18,7 @@ from ndeflow.tasks.losses import SeriesLoss
 
 CONFIGS = resources.folder("configs")
 KINDS = {
-    "solver": Solver, "adjoint": Adjoint, "model": Model, "criterion": SeriesLoss,
+    "solver": Solver, "adjoint": Adjoint, "model": Model, "criterion": SeriesLoss, "divergence": Divergence,
 }  # fmt: skip
 
 
@@ -87,6 +88,7 @@ def test_every_public_class_has_a_configuration():
     public = {n for module in (models, regularizers, tasks) for n in module.__all__ if n[0].isupper()} - families
     assert public <= named
     assert {"RungeKutta", "FixedRungeKutta", "Stochastic", "TorchDiffEq", "TorchSDE"} <= named
+    assert {"ExactDivergence", "HutchinsonDivergence"} <= named
     assert {"Direct", "Checkpointed", "Backsolve", "Reversible"} <= named
 
 

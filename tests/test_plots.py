@@ -250,6 +250,26 @@ def test_points_have_their_x_across_and_y_up():
     drawn(figure)
 
 
+def test_densities_are_drawn_beside_points():
+    """The triangle density x / 2 on 0 < x < 2, 0 < y < 1 of points and of its formula."""
+    uniform = torch.rand(20_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cloud = torch.stack([2 * uniform[:, 0].sqrt(), uniform[:, 1]], dim=1)
+
+    def density(x):
+        return torch.where((x > 0).all(dim=1) & (x[:, 0] < 2) & (x[:, 1] < 1), x[:, 0] / 2, 0.0)
+
+    figure = plots.points({"points": cloud}, densities={"density": density})
+    points, formula = (panel.images[0] for panel in figure.axes[:2])
+    assert points.get_extent() == formula.get_extent() and points.get_clim() == formula.get_clim()
+    left, right, _, _ = formula.get_extent()
+    for image in (points, formula):
+        values = np.asarray(image.get_array())
+        assert values.mean() * (right - left) ** 2 == pytest.approx(1.0, abs=0.05)
+        column = int((1.5 - left) / (right - left) * values.shape[1])
+        assert values[values.shape[0] // 2, column] == pytest.approx(0.75, abs=0.15)
+    drawn(figure)
+
+
 @pytest.mark.parametrize(
     ("clouds", "message"),
     [

@@ -122,7 +122,7 @@ def to_batch(rows: Rows, spec: DataSpec, index: Tensor) -> Batch:
     Times stay float64; values, inputs and numeric targets become torch's default dtype.
     """
     ts, ys, mask = padded(rows.ts, rows.ys, rows.mask)
-    z = ((ys - ys.new_tensor(spec.mean)) / ys.new_tensor(spec.std)).masked_fill(~mask, 0.0)
+    z = spec.to_model_units(ys).masked_fill(~mask, 0.0)
     inputs = rows.inputs
     if inputs is not None and spec.statics_mean:
         inputs = (inputs - inputs.new_tensor(spec.statics_mean)) / inputs.new_tensor(spec.statics_std)

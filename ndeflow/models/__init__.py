@@ -6,6 +6,7 @@ from ndeflow.models.critic import CDECritic
 from ndeflow.models.diffusion import ScalarDiffusion
 from ndeflow.models.driven import NeuralCDE, path_channels
 from ndeflow.models.epidemic import HybridSIR
+from ndeflow.models.flow import NormalizingFlow
 from ndeflow.models.forecasters import ODEForecaster, ODEInterpolator, SDEForecaster
 from ndeflow.models.generator import SDEGenerator
 from ndeflow.models.hybrid import HybridODE
@@ -27,6 +28,7 @@ __all__ = [
     "NeuralPotential",
     "NeuralSDE",
     "NeuralScore",
+    "NormalizingFlow",
     "ODEClassifier",
     "ODEForecaster",
     "ODEInterpolator",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIDE, MARGIN, RARE = 2.7, 0.05, 0.001
+SIDE, MARGIN, RARE, FINE = 2.7, 0.05, 0.001, 100
 COLOURS = "Blues"
 
 
@@ -32,23 +32,27 @@ class Square(NamedTuple):
 
 
 @styled
-def points(clouds: Mapping[str, Tensor]) -> Figure:
+def points(
+    clouds: Mapping[str, Tensor], *, densities: Mapping[str, Callable[[Tensor], Tensor]] | None = None
+) -> Figure:
     """The density of each cloud of points, a panel each, over one square and on one colour scale.
 
     Histograms, of as many cells as the smallest cloud fills. clouds: name -> (N, 2), in one unit; points that are not
-    finite are left out, and of each coordinate a thousandth at either end may lie outside. Raises ValueError for no
-    cloud, another shape, or a cloud without a finite point.
+    finite are left out, and of each coordinate a thousandth at either end may lie outside. densities: name -> function
+    of points (N, 2), float64, that gives densities (N,), drawn beside them. Raises ValueError for no cloud, another
+    shape, or a cloud without a finite point.
     """
     found = {name: _finite(name, cloud) for name, cloud in clouds.items()}
     if not found:
         raise ValueError("expected at least one cloud of points, got none; give a name and points (N, 2)")
     square = _around(list(found.values()))
     cells = int(np.clip(np.sqrt(min(map(len, found.values())) / 8), 16, 80))
-    return pictures({name: _density(cloud, square, cells) for name, cloud in found.items()}, square)
+    shown = {name: _histogram(cloud, square, cells) for name, cloud in found.items()}
+    return _pictures(shown | {name: _evaluated(f, square) for name, f in (densities or {}).items()}, square)
 
 
-def pictures(densities: Mapping[str, np.ndarray], square: Square) -> Figure:
-    """A row of densities (cells, cells), by column x and row y, over `square`, on one colour scale from 0."""
+def _pictures(densities: Mapping[str, np.ndarray], square: Square) -> Figure:
+    """A row of densities (cells, cells), by place in x and in y, over `square`, on one colour scale from 0."""
     figure, axes = grid(1, len(densities), SIDE, SIDE, layout="compressed", sharex=True, sharey=True)
     positive = np.concatenate([density[density > 0] for density in densities.values()])
     top = np.quantile(positive, 0.99) if positive.size else 1.0  # a few cells may be denser than the scale tells apart
@@ -88,8 +92,15 @@ def _around(clouds: list[np.ndarray]) -> Square:
     return Square(float(x), float(y), side)
 
 
-def _density(cloud: np.ndarray, square: Square, cells: int) -> np.ndarray:
+def _histogram(cloud: np.ndarray, square: Square, cells: int) -> np.ndarray:
     """The share of the cloud in each cell, by the cell's area: (cells, cells)."""
     left, right, low, high = square.extent
     counts = np.histogram2d(cloud[:, 0], cloud[:, 1], bins=cells, range=[[left, right], [low, high]])[0]
     return counts / (len(cloud) * (square.side / cells) ** 2)
+
+
+def _evaluated(density: Callable[[Tensor], Tensor], square: Square) -> np.ndarray:
+    """A density at the middle of each of FINE x FINE cells."""
+    steps = (torch.arange(FINE, dtype=torch.float64) + 0.5) * (square.side / FINE)
+    places = torch.cartesian_prod(square.x + steps, square.y + steps)
+    return density(places).detach().cpu().double().view(FINE, FINE).numpy()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ndeflow.contracts import Decay, Problem, Solved
+from ndeflow.numerics.derivatives import derivative
 from ndeflow.regularizers.solvers import needs_derivative
 from ndeflow.regularizers.solves import SolvePenalty
 
@@ -121,12 +122,6 @@ class TaylorDerivative(Integral):
                 f"expected order 2 or 3, got {order}; order 1 is Kinetic(), and above 3 the cost doubles with each"
             )
         self.rate = TaylorRate(order)
-
-
-def derivative(field: Any, t: Tensor, y: Tensor, context: Any) -> Tensor:
-    """dy/dt of a field, without integrals of its own."""
-    dy = field(t, y) if context is None else field(t, y, context)
-    return dy[0] if isinstance(dy, tuple) else dy
 
 
 def _mean_square(x: Tensor) -> Tensor:

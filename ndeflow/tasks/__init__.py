@@ -3,6 +3,7 @@
 from ndeflow.tasks.adversarial import Adversarial
 from ndeflow.tasks.base import Task
 from ndeflow.tasks.denoising import DenoisingScoreMatching
+from ndeflow.tasks.density import DensityEstimation
 from ndeflow.tasks.losses import CRPS, GaussianNLL, LogSquaredError, SquaredError
 from ndeflow.tasks.series import Classification, Forecasting, Interpolation, Regression
 from ndeflow.tasks.variational import Variational
@@ -12,6 +13,7 @@ __all__ = [
     "CRPS",
     "Classification",
     "DenoisingScoreMatching",
+    "DensityEstimation",
     "Forecasting",
     "GaussianNLL",
     "Interpolation",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import ndeflow.fields
 from ndeflow.fields.cde import CDEField
+from ndeflow.fields.concat_squash import ConcatSquash, ConcatSquashField
 from ndeflow.fields.known import SIR, DampedPendulum, LotkaVolterra, OrnsteinUhlenbeck
 from ndeflow.fields.moments import Moments
 from ndeflow.fields.ode import MLPField
@@ -23,6 +24,8 @@ from ndeflow.numerics.field import SDE
 
 ROWS = 4
 FIELDS: dict[type[nn.Module], list[tuple[Callable[[], nn.Module], int, int]]] = {  # makers, size of y, inputs
+    ConcatSquash: [(lambda: ConcatSquash(3, 3), 3, 0)],
+    ConcatSquashField: [(lambda: ConcatSquashField(3, width=8), 3, 0), (lambda: ConcatSquashField(3, depth=0), 3, 0)],
     TimedField: [(lambda: TimedField(3, width=8), 3, 0)],
     MLPField: [
         (lambda: MLPField(3), 3, 0),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from ndeflow.fields.cde import CDEField
+from ndeflow.fields.concat_squash import ConcatSquash, ConcatSquashField
 from ndeflow.fields.ode import MLPField
 from ndeflow.fields.sde import DiagonalSDE
 
@@ -35,3 +37,19 @@ def test_the_diffusion_is_positive_and_below_its_scale():
     assert (sde.noise_type, sde.sde_type, sde.noise_size) == ("diagonal", "ito", 3)
     with pytest.raises(ValueError, match="expected a positive scale"):
         DiagonalSDE(3, scale=0.0)
+
+
+def test_a_concat_squash_layer_is_its_formula():
+    layer, t, x = ConcatSquash(3, 4), torch.tensor(0.7), torch.randn(5, 3)
+    gate = torch.sigmoid(0.7 * layer.gate.weight[:, 0] + layer.gate.bias)
+    want = (x @ layer.linear.weight.T + layer.linear.bias) * gate + 0.7 * layer.shift.weight[:, 0]
+    torch.testing.assert_close(layer(t, x), want)
+
+
+def test_a_concat_squash_field_has_its_activation_between_layers():
+    y, t = torch.randn(5, 2), torch.tensor(0.3)
+    field = ConcatSquashField(2, width=6, depth=1, activation=nn.Tanh)
+    first, last = field.layers
+    torch.testing.assert_close(field(t, y), last(t, torch.tanh(first(t, y))))
+    with pytest.raises(ValueError, match="expected positive size and width"):
+        ConcatSquashField(2, width=0)
