@@ -9,6 +9,8 @@ from omegaconf import OmegaConf
 
 from ndeflow import models, regularizers, resources, tasks
 from ndeflow.contracts import Regularizer
+from ndeflow.generative.schedules import Schedule
+from ndeflow.generative.weightings import Weighting
 from ndeflow.models import Model
 from ndeflow.numerics.derivatives import Divergence
 from ndeflow.numerics.paths import ControlPath
@@ -19,6 +21,7 @@ from ndeflow.tasks.losses import SeriesLoss
 CONFIGS = resources.folder("configs")
 KINDS = {
     "solver": Solver, "adjoint": Adjoint, "model": Model, "criterion": SeriesLoss, "divergence": Divergence,
+    "schedule": Schedule, "weighting": Weighting,
 }  # fmt: skip
 
 

@@ -31,7 +31,10 @@ class VarianceWeighting(Weighting):
 @final
 @dataclass(frozen=True)
 class LikelihoodWeighting(Weighting):
-    """g^2: half the loss bounds the negative log-likelihood but for a constant (Song, Durkan, Murray, Ermon 2021)."""
+    """g^2: with uniform times a bound of the likelihood, but for constants.
+
+    Song, Durkan, Murray, Ermon 2021, "Maximum likelihood training of score-based diffusion models", theorem 1.
+    """
 
     def weight(self, schedule: Schedule, t: Tensor) -> Tensor:
         return schedule.coefficients(t).g_squared

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ndeflow.contracts import Batch, Denoised, Potential, Score
 from ndeflow.generative.reverse import ProbabilityFlow
-from ndeflow.generative.schedules import Schedule
+from ndeflow.generative.schedules import Schedule, VariancePreserving
 from ndeflow.models.base import Model
 from ndeflow.models.trajectory import first_seen
 from ndeflow.nets.mlp import MLP
@@ -26,12 +26,12 @@ class ScoreModel(Model, Score):
     Of a series the first seen values x0 (B, d) count. Each row has a time t = t_min + (t_max - t_min) u^time_power with
     u uniform, so that small times are the more likely the larger the power, and noise of its own: in training from
     torch's default generator, in evaluation functions of the noise seed and `batch.index`. Its own dynamics are the
-    `ProbabilityFlow`. Raises ValueError for a power that is not positive.
+    `ProbabilityFlow`. schedule: None: `VariancePreserving()`. Raises ValueError for a power that is not positive.
     """
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: Schedule | None = None,
         *,
         time_power: float = 2.0,
         solver: Solver | None = None,
@@ -40,7 +40,7 @@ class ScoreModel(Model, Score):
         super().__init__(solver=solver, adjoint=adjoint)
         if time_power <= 0:
             raise ValueError(f"expected a positive time_power, got {time_power}; 1 draws times uniformly")
-        self.schedule, self.time_power = schedule, time_power
+        self.schedule, self.time_power = schedule or VariancePreserving(), time_power
         object.__setattr__(self, "_dynamics", ProbabilityFlow(self))  # not a submodule: it holds the model itself
 
     @property
@@ -85,7 +85,7 @@ class NeuralScore(ScoreModel):
     def __init__(
         self,
         channels: int,
-        schedule: Schedule,
+        schedule: Schedule | None = None,
         *,
         width: int = 64,
         depth: int = 3,
@@ -112,7 +112,7 @@ class NeuralPotential(ScoreModel, Potential):
     def __init__(
         self,
         channels: int,
-        schedule: Schedule,
+        schedule: Schedule | None = None,
         *,
         width: int = 64,
         depth: int = 3,

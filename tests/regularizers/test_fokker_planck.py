@@ -116,6 +116,19 @@ def test_gradients_are_those_of_small_differences(penalty, kind) -> None:
         assert abs((gradient * direction).sum() - want) < 1e-6 * (1 + abs(want))
 
 
+@pytest.mark.parametrize("penalty", [LogDensityResidual(exact=False), ScoreResidual(exact=False)])
+def test_the_penalty_by_probes_is_not_biased(penalty) -> None:
+    """Of an exact density it is 0 on average, where the mean square of one residual is not."""
+    model, (t, x) = three(OU), places(OU, 1)
+    t, x = t.expand(40_000, 1), x.expand(40_000, 2)
+    same = Denoised(x, t=t, x_t=x, noise=x)
+    torch.manual_seed(4)
+    found = float(penalty.penalty(model, same, None, []))
+    alone = penalty.residuals(model, t, x, (rademacher(x),))[0].reshape(40_000, -1)
+    biased = float((penalty.collocation.points(same, OU).weight * alone.square().sum(dim=1)).mean())
+    assert biased > 1e-3 and abs(found) < 0.05 * biased
+
+
 def test_noised_points_count_by_their_variance_and_a_box_alike() -> None:
     model = net()
     out = output(model)

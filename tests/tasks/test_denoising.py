@@ -71,12 +71,17 @@ def report(model: ScoreModel, folder: Path) -> dict[str, float]:
     return {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
 
 
+def nll() -> float:
+    return NineGaussians(train_points=10, test_points=4001).references()["reference/nll"]
+
+
 def test_the_report_of_an_exact_score_is_that_of_the_truth(tmp_path) -> None:
     found = report(Exact(), tmp_path)
     for name in ("sde_truth", "ode_truth", "gap"):
         assert found[name] < 2.5 * found["floor"], name
     assert found["net_gap"] == pytest.approx(math.sqrt(max(found["gap"] ** 2 - found["floor"] ** 2, 0)), abs=1e-6)
     assert found["score_residual"] < 1e-6 and found["log_density_residual"] < 1e-6
+    assert found["nll"] == pytest.approx(nll(), abs=0.03)  # the points are judged as if they had noise of t_min
     assert found["sde_nfe"] == 79 and found["ode_nfe"] > 20
 
 
