@@ -17,7 +17,7 @@ from ndeflow.metrics import Weighted, sliced_wasserstein
 from ndeflow.models.score import ScoreModel
 from ndeflow.models.trajectory import first_seen
 from ndeflow.numerics.seeds import mix
-from ndeflow.numerics.solution import Solver
+from ndeflow.numerics.solution import Solution
 from ndeflow.regularizers.collocation import UniformBox
 from ndeflow.regularizers.fokker_planck import log_density_residual, score_residual
 from ndeflow.tasks.base import EVALUATION, Optimizer, Scheduler, Task
@@ -53,7 +53,6 @@ class DenoisingScoreMatching(Task):
         *,
         weighting: Weighting | None = None,
         sde_steps: int = 400,
-        ode_solver: Solver | None = None,
         box: UniformBox | None = None,
         regularizers: Mapping[str, Regularizer] | None = None,
         scheduler: Scheduler | None = None,
@@ -62,7 +61,7 @@ class DenoisingScoreMatching(Task):
         super().__init__(model, optimizer, regularizers=regularizers, scheduler=scheduler, seed=seed)
         if sde_steps < 2:
             raise ValueError(f"expected at least two steps of the reverse SDE, got sde_steps={sde_steps}")
-        self.weighting, self.sde_steps, self.ode_solver = weighting or VarianceWeighting(), sde_steps, ode_solver
+        self.weighting, self.sde_steps = weighting or VarianceWeighting(), sde_steps
         self.box = box or UniformBox(count=4096)
         self._points: list[Tensor] = []
 
@@ -81,7 +80,7 @@ class DenoisingScoreMatching(Task):
         truth = first_seen(batch)[:SAMPLES]
         if truth.shape[1] != 2:
             return {}
-        samples = {"reverse SDE": self.by_sde(truth), "probability flow": self.by_flow(truth)[0]}
+        samples = {"reverse SDE": self.by_sde(truth), "probability flow": self.by_flow(truth).ys[:, -1]}
         clouds = {"data": truth, **samples}
         return {"samples": plots.points({name: self.spec.to_data_units(x) for name, x in clouds.items()})}
 
@@ -90,11 +89,9 @@ class DenoisingScoreMatching(Task):
         start = self._prior(like, 0)
         return diffuse_back(self.model, start, steps=self.sde_steps, seed=mix(self.seed, EVALUATION, 1))
 
-    def by_flow(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, d) samples by the probability flow, as many as `like` (N, d), and evaluations of each (N,)."""
-        start = self._prior(like, 2)
-        solution = flow_back(self.model, start, solver=self.ode_solver)
-        return solution.ys[:, -1], solution.stats.nfe
+    def by_flow(self, like: Tensor) -> Solution:
+        """The probability flow to (N, d) samples, as many as `like` (N, d), at its last time."""
+        return flow_back(self.model, self._prior(like, 2), solver=self.model.solver)
 
     def _prior(self, like: Tensor, number: int) -> Tensor:
         count, size = like.shape
@@ -115,15 +112,16 @@ class DenoisingScoreMatching(Task):
 
     def _samples(self, points: Tensor) -> dict[str, Tensor]:
         truth, other = points[: len(points) // 2 * 2].chunk(2)
-        sde, (flow, nfe) = self.by_sde(truth), self.by_flow(truth)
+        sde, solution = self.by_sde(truth), self.by_flow(truth)
+        flow = solution.ys[:, -1]
         pairs = {"sde_truth": (sde, truth), "ode_truth": (flow, truth), "gap": (sde, flow), "floor": (other, truth)}
         units = self.spec.to_data_units
         found = {name: sliced_wasserstein(units(a), units(b)) for name, (a, b) in pairs.items()}
         excess = found["gap"].square() - found["floor"].square()
         steps = points.new_tensor(2.0 * self.sde_steps - 1)  # the last one evaluates the score once
-        nll = points.new_tensor(self.spec.std).log().sum() - log_likelihood(self.model, truth, solver=self.ode_solver)
+        nll = points.new_tensor(self.spec.std).log().sum() - log_likelihood(self.model, truth, solver=self.model.solver)
         found |= {"net_gap": excess.clamp(min=0.0).sqrt(), "nll": nll}
-        return {**found, "sde_nfe": steps, "ode_nfe": nfe.double()}
+        return {**found, "sde_nfe": steps, "ode_nfe": solution.stats.nfe.double()}
 
     def _residuals(self, points: Tensor) -> dict[str, Tensor]:
         generator = torch.Generator(points.device).manual_seed(0)
