@@ -9,7 +9,7 @@ from torch import Tensor
 from ndeflow.contracts import Denoised, Output
 from ndeflow.generative.schedules import OrnsteinUhlenbeck
 from ndeflow.models import NeuralPotential, NeuralScore, ODEForecaster
-from ndeflow.regularizers import LogDensityResidual, NoisedPoints, ScoreResidual, UniformBox
+from ndeflow.regularizers import Kinetic, LogDensityResidual, NoisedPoints, ScoreResidual, UniformBox
 from ndeflow.regularizers.fokker_planck import log_density_residual, rademacher, score_residual
 from tests.generative.diffusions import F64, SCHEDULES, Bell, Mixture, gaussian, places, three
 
@@ -151,5 +151,7 @@ def test_what_has_no_score_is_refused_with_the_cure() -> None:
     ScoreResidual().check(net())
     with pytest.raises(ValueError, match="expected the noised points"):
         ScoreResidual().penalty(net(), Output(torch.zeros(1, 2)), None, [])
+    with pytest.raises(ValueError, match="expected a model that solves when it trains for Kinetic, got NeuralScore"):
+        Kinetic().penalty(net(NeuralScore), output(net()), None, [])
     with pytest.raises(ValueError, match="expected a positive half_width and count"):
         UniformBox(count=0)
