@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 from ndeflow import models, regularizers, resources, tasks
 from ndeflow.contracts import Regularizer
 from ndeflow.fields.hidden import HiddenSDE
+from ndeflow.generative.schedules import Schedule
+from ndeflow.generative.weightings import Weighting
 from ndeflow.models import Model
 from ndeflow.numerics.derivatives import Divergence
 from ndeflow.numerics.paths import ControlPath
@@ -20,6 +22,7 @@ from ndeflow.tasks.losses import SeriesLoss
 CONFIGS = resources.folder("configs")
 KINDS = {
     "solver": Solver, "adjoint": Adjoint, "model": Model, "criterion": SeriesLoss, "divergence": Divergence,
+    "schedule": Schedule, "weighting": Weighting,
 }  # fmt: skip
 
 
@@ -94,7 +97,7 @@ def test_regularizers_compose_by_name():
 def test_every_public_class_has_a_configuration():
     named = {str(target).rpartition(".")[2] for path in files(*[p.name for p in CONFIGS.iterdir() if p.is_dir()])
              for target in targets(yaml.safe_load(path.read_text()))}  # fmt: skip
-    families = {"Model", "NeuralODE", "NeuralCDE", "NeuralSDE", "Task"}
+    families = {"Model", "NeuralODE", "NeuralCDE", "NeuralSDE", "ScoreModel", "Task"}
     public = {n for module in (models, regularizers, tasks) for n in module.__all__ if n[0].isupper()} - families
     assert public <= named
     assert {"RungeKutta", "FixedRungeKutta", "Stochastic", "TorchDiffEq", "TorchSDE"} <= named

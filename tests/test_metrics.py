@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import ks_2samp, norm
 
 from ndeflow.metrics import (
@@ -15,6 +16,7 @@ from ndeflow.metrics import (
     kolmogorov,
     lagged_correlation,
     moments,
+    sliced_wasserstein,
 )
 from ndeflow.numerics.draws import coverage, quantiles
 
@@ -187,3 +189,22 @@ def test_lagged_correlation_looks_from_the_first_to_the_later_second():
     assert found[1] < -0.75 and found[[0, 2]].abs().max() < 0.1
     with pytest.raises(ValueError, match="expected lags from 1 to 5"):
         lagged_correlation(first, second, 6)
+
+
+def test_sliced_wasserstein_of_a_shift_is_its_length_over_the_root_of_the_dimension():
+    x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shift = torch.tensor([1.0, -2.0, 2.0], dtype=torch.float64)
+    found = sliced_wasserstein(x, (x + shift).flip(0), directions=20_000)
+    assert found.item() == pytest.approx(3 / 3**0.5, rel=0.02)
+    assert sliced_wasserstein(x, x.flip(0)) == 0
+
+
+def test_sliced_wasserstein_on_a_line_is_that_of_sorted_values():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 60, generator=generator, dtype=torch.float64)
+    rows, columns = linear_sum_assignment((a[:, None] - b).square().numpy())
+    want = (a[rows] - b[columns]).square().mean().sqrt()
+    torch.testing.assert_close(sliced_wasserstein(a[:, None], b[:, None]), want)
+    torch.testing.assert_close(sliced_wasserstein(a[:, None].float(), b[:, None].float()), want.float())
+    with pytest.raises(ValueError, match="expected two samples of one shape"):
+        sliced_wasserstein(a[:5, None], b[:4, None])

@@ -12,6 +12,7 @@ from ndeflow.models.generator import SDEGenerator
 from ndeflow.models.hybrid import HybridODE
 from ndeflow.models.latent import LatentODE, LatentSDE
 from ndeflow.models.points import PointClassifier, PointSDEClassifier
+from ndeflow.models.score import NeuralPotential, NeuralScore, ScoreModel
 from ndeflow.models.spiral import SpiralSDE
 from ndeflow.models.trajectory import NeuralODE, NeuralSDE
 
@@ -25,7 +26,9 @@ __all__ = [
     "Model",
     "NeuralCDE",
     "NeuralODE",
+    "NeuralPotential",
     "NeuralSDE",
+    "NeuralScore",
     "NormalizingFlow",
     "ODEClassifier",
     "ODEForecaster",
@@ -36,6 +39,7 @@ __all__ = [
     "SDEForecaster",
     "SDEGenerator",
     "ScalarDiffusion",
+    "ScoreModel",
     "SpiralSDE",
     "path_channels",
 ]

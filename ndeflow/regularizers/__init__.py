@@ -1,7 +1,9 @@
-"""Penalties and perturbations that make a model cheaper to solve."""
+"""Penalties and perturbations that make a model cheaper to solve, or hold it to an equation."""
 
+from ndeflow.regularizers.collocation import NoisedPoints, UniformBox
 from ndeflow.regularizers.cost import GlobalError, Stiffness
 from ndeflow.regularizers.end_time import EndTimeJitter
+from ndeflow.regularizers.fokker_planck import LogDensityResidual, ScoreResidual
 from ndeflow.regularizers.integrals import JacobianFrobenius, Kinetic, TaylorDerivative
 from ndeflow.regularizers.local import LocalError, LocalStiffness
 from ndeflow.regularizers.polynomial import TrajectoryPolynomial
@@ -15,7 +17,11 @@ __all__ = [
     "LocalError",
     "LocalStiffness",
     "ReleasedLocalError",
+    "LogDensityResidual",
+    "NoisedPoints",
+    "ScoreResidual",
     "Stiffness",
     "TaylorDerivative",
     "TrajectoryPolynomial",
+    "UniformBox",
 ]

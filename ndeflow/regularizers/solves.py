@@ -20,5 +20,10 @@ class SolvePenalty(Regularizer):
 
     @final
     def penalty(self, model: Any, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
+        if not solved:
+            raise ValueError(
+                f"expected a model that solves when it trains for {type(self).__name__}, got {type(model).__name__}; "
+                "use regularizer=score_residual or log_density_residual with a model of a diffusion's score"
+            )
         total, *others = [self.of(one) for one in solved]
         return sum(others, start=total)

@@ -2,6 +2,7 @@
 
 from ndeflow.tasks.adversarial import Adversarial
 from ndeflow.tasks.base import Task
+from ndeflow.tasks.denoising import DenoisingScoreMatching
 from ndeflow.tasks.density import DensityEstimation
 from ndeflow.tasks.losses import CRPS, GaussianNLL, LogSquaredError, SquaredError
 from ndeflow.tasks.moments import MomentMatching
@@ -12,6 +13,7 @@ __all__ = [
     "Adversarial",
     "CRPS",
     "Classification",
+    "DenoisingScoreMatching",
     "DensityEstimation",
     "Forecasting",
     "GaussianNLL",

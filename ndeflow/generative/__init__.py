@@ -1,0 +1,1 @@
+"""Diffusions from data to noise, and back."""
