@@ -258,7 +258,7 @@ class ExponentialDecay(Decay):
     end: float
 
     def __post_init__(self) -> None:
-        if self.start <= 0 or self.end <= 0:
+        if not (0 < self.start < math.inf and 0 < self.end < math.inf):
             raise ValueError(
                 f"expected positive start and end of an exponential decay, got {self.start}, {self.end}; "
                 "use LinearDecay to reach zero"
@@ -270,10 +270,14 @@ class ExponentialDecay(Decay):
 
 @dataclass(frozen=True)
 class LinearDecay(Decay):
-    """start + (end - start) * progress."""
+    """start + (end - start) * progress, neither negative."""
 
     start: float
     end: float
+
+    def __post_init__(self) -> None:
+        check_weight(self.start)
+        check_weight(self.end)
 
     def at(self, progress: float) -> float:
         return self.start + (self.end - self.start) * progress
@@ -289,20 +293,30 @@ class LinearWarmup(Decay):
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ValueError(f"expected a share of the training in (0, 1], got {self.share}; use the number {self.end}")
+        check_weight(self.end)
 
     def at(self, progress: float) -> float:
         return self.end * min(progress / self.share, 1.0)
+
+
+def check_weight(weight: float) -> None:
+    """Raise ValueError for a weight that is negative or not finite."""
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"expected a finite weight of at least 0, got {weight}; a negative one rewards what it is for")
 
 
 class Regularizer(nn.Module, ABC):
     """A penalty added to the loss of a training step, weighted by a number or a `Decay`.
 
     `prepare` may change a solve before it runs (jitter its end, add probes or an integrand); `penalty` is
-    computed afterwards. Only training steps see regularizers: evaluation and sampling never do.
+    computed afterwards. Only training steps see regularizers: evaluation and sampling never do. Raises ValueError for
+    a weight that is negative or not finite.
     """
 
     def __init__(self, weight: float | Decay = 1.0) -> None:
         super().__init__()
+        if not isinstance(weight, Decay):
+            check_weight(weight)
         self.weight = weight
 
     def weight_at(self, progress: float) -> float:

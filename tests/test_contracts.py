@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ndeflow.contracts import DataSpec, ExponentialDecay, Gaussian, LinearDecay, Problem
+from ndeflow.contracts import DataSpec, ExponentialDecay, Gaussian, LinearDecay, LinearWarmup, Problem
+from ndeflow.regularizers import GlobalError
 
 
 def test_exponential_decay_meets_both_ends_and_the_geometric_middle():
@@ -16,6 +17,9 @@ def test_linear_decay_reaches_zero():
 
 
 def test_exponential_decay_refuses_zero():
+    for decay in (lambda: LinearDecay(-1.0, 0.0), lambda: LinearDecay(1.0, -0.1), lambda: LinearWarmup(0.5, -1.0)):
+        with pytest.raises(ValueError, match="a finite weight of at least 0"):
+            decay()
     with pytest.raises(ValueError, match="use LinearDecay"):
         ExponentialDecay(1.0, 0.0)
 
@@ -40,3 +44,9 @@ def test_some_rows_of_a_normal_answer_keep_their_spread():
     output = Gaussian(torch.arange(6.0).view(3, 2, 1), std=torch.arange(6.0, 12.0).view(3, 2, 1))
     some = output.of(torch.tensor([2, 0]))
     assert some.prediction.flatten().tolist() == [4, 5, 0, 1] and some.std.flatten().tolist() == [10, 11, 6, 7]
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_a_penalty_has_a_weight_that_is_none_of_a_reward(weight):
+    with pytest.raises(ValueError, match="a finite weight of at least 0"):
+        GlobalError(weight)
