@@ -119,8 +119,8 @@ def wild(cls: type[HiddenSDE], **options: object) -> HiddenSDE:
     z, other, x = torch.randn(50, 4, dtype=F64), torch.randn(50, 4, dtype=F64), torch.randn(50, 2, dtype=F64)
     for _ in range(8):
         optimizer.zero_grad()
-        apart = sde.drift(ZERO, z, x) - sde.drift(ZERO, other, x)
-        (-(apart * (z - other)).sum(dim=1).mean()).backward()
+        steep = sde.drift(ZERO, z, x) - sde.drift(ZERO, other, x)
+        (-(steep * (z - other)).sum(dim=1).mean()).backward()
         optimizer.step()
     return sde
 
@@ -137,30 +137,30 @@ def starts(rows: int) -> tuple[Tensor, Tensor]:
 
 
 DISSIPATION = Dissipation(rate=2.0, lipschitz=1.2)
-FREE = {"dissipation": None}
 TIMES = torch.linspace(0, 2, 9, dtype=F64)
 
 
-def langevin_gaps(sde: HiddenSDE, rows: int = 300, other: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """|z - z'| (B, T) at TIMES, the same for |x - x'| at a fine grid of times (N,), under the same Brownian motions."""
+def langevin_gaps(sde: HiddenSDE, other: int = 3, steps: int = 50, rows: int = 300) -> tuple[Tensor, Tensor, Tensor]:
+    """|z - z'| (B, T) at TIMES, |x - x'| (B, N) at N fine times, and these, under the same Brownian motions."""
     xs = [control(seed, rows, TIMES) for seed in (3, other)]
-    found = [paths(ByValue(sde), z0, TIMES, 50, x) for z0, x in zip(starts(rows), xs, strict=True)]
+    found = [paths(ByValue(sde), z0, TIMES, steps, x) for z0, x in zip(starts(rows), xs, strict=True)]
     fine = torch.linspace(0, 2, 801, dtype=F64)
-    apart = torch.stack([(xs[0].value(t) - xs[1].value(t)).norm(dim=-1) for t in fine], dim=1)
-    return (found[0] - found[1]).norm(dim=-1), apart, fine
+    distances = torch.stack([(xs[0].value(t) - xs[1].value(t)).norm(dim=-1) for t in fine], dim=1)
+    return (found[0] - found[1]).norm(dim=-1), distances, fine
 
 
-def test_langevin_paths_draw_together_on_every_path_at_all_times():
-    gaps, _, _ = langevin_gaps(wild(Langevin, dissipation=DISSIPATION))
+@pytest.mark.parametrize("steps", [1, 50])  # of h rate = 0.5 and less
+def test_langevin_paths_draw_together_on_every_path_at_all_times(steps):
+    gaps, _, _ = langevin_gaps(wild(Langevin, dissipation=DISSIPATION), steps=steps)
     bound = torch.exp(-DISSIPATION.contraction * TIMES) * gaps[:, :1]
     assert (gaps <= bound * (1 + 1e-12)).all() and (gaps[:, -1] > 0.01 * bound[:, -1]).all()
-    free, _, _ = langevin_gaps(wild(Langevin, **FREE))
+    free, _, _ = langevin_gaps(wild(Langevin), steps=steps)
     assert (free[:, -1] > bound[:, -1]).all()
 
 
 def test_langevin_paths_of_other_control_paths_stay_as_near_as_these():
-    gaps, apart, fine = langevin_gaps(wild(Langevin, dissipation=DISSIPATION), other=4)
-    k, weight = DISSIPATION.contraction, DISSIPATION.lipschitz * apart
+    gaps, distances, fine = langevin_gaps(wild(Langevin, dissipation=DISSIPATION), other=4)
+    k, weight = DISSIPATION.contraction, DISSIPATION.lipschitz * distances
     for n, end in enumerate(TIMES):
         inside = fine <= end
         decayed = torch.exp(-k * (end - fine[inside])) * weight[:, inside]
