@@ -1,7 +1,7 @@
 """python -m ndeflow.sample run=DIR [data.path=new.csv] [out=predictions.csv] [draws=N] [count=N] [device=cpu]
 
 Predicts with a trained run: the series of a new file, or without one the run's own test split. Of a trained density
-it draws points.
+or diffusion it draws points.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ndeflow.load import Run, read_run
 from ndeflow.models.base import Model
 from ndeflow.models.driven import PathDriven
 from ndeflow.models.flow import NormalizingFlow
+from ndeflow.models.score import ScoreModel
 from ndeflow.models.trajectory import NeuralSDE
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.solution import SolveError
@@ -43,7 +44,7 @@ data.path=FILE     new series (CSV or Parquet); without it, the test split of th
 data.id_column, data.time_column, data.sep, data.decimal: how the file is written; as in training by default
 out=FILE           predictions.csv by default
 draws=N            sampled paths of a stochastic model; as in training by default
-count=N            points to draw where the run is a density's (model=normalizing_flow), 1000
+count=N            points to draw where the run is a density's or a diffusion's, 1000
 device=cpu|cuda    where to compute
 batch_size=N       series predicted at once, 128
 seed=N             of the sampled paths or points, 0
@@ -122,7 +123,7 @@ def sample(request: Request) -> str:
         raise ValueError(f"expected another file to write to than data.path, got out={request.out}")
     run = read_run(request.run)
     model = run.model(request.trust).to(device)
-    if isinstance(model, NormalizingFlow):
+    if isinstance(model, NormalizingFlow | ScoreModel):
         return sample_points(model, run, request)
     if request.count is not None:
         raise ValueError(f"expected a density for count={request.count}, got {type(model).__name__}; leave count out")
@@ -145,8 +146,8 @@ def sample(request: Request) -> str:
     return f"{wrote}\n{cost}"
 
 
-def sample_points(model: NormalizingFlow, run: Run, request: Request) -> str:
-    """Draw points of a trained density and write them, in the data's units; returns one line that says so.
+def sample_points(model: NormalizingFlow | ScoreModel, run: Run, request: Request) -> str:
+    """Draw points of a trained density or diffusion and write them, in the data's units; returns one line that says so.
 
     Raises ValueError for options of predictions.
     """

@@ -16,7 +16,15 @@ from ndeflow.contracts import DataSpec
 from ndeflow.data import DataModule, Files, LynxHare
 from ndeflow.fields.known import LotkaVolterra
 from ndeflow.load import load
-from ndeflow.models import CDEClassifier, HybridODE, NormalizingFlow, ODEForecaster, ODEInterpolator, SDEForecaster
+from ndeflow.models import (
+    CDEClassifier,
+    HybridODE,
+    NeuralScore,
+    NormalizingFlow,
+    ODEForecaster,
+    ODEInterpolator,
+    SDEForecaster,
+)
 from ndeflow.sample import main
 from ndeflow.selection import length
 from ndeflow.training.checkpoints import write_checkpoint
@@ -146,17 +154,18 @@ def test_built_in_data_forecast_their_last_years(tmp_path):
     assert [float(rows[-1][name]) for name in ("hare", "lynx")] == pytest.approx(expected.tolist(), rel=1e-4)
 
 
-@pytest.fixture
-def density(tmp_path):
-    """A flow of two channels, untrained, in units of mean 10, 20 and standard deviation 2, 4."""
+@pytest.fixture(params=[NormalizingFlow, NeuralScore])
+def density(tmp_path, request):
+    """A flow and a diffusion of two channels, untrained, in units of mean 10, 20 and standard deviation 2, 4."""
     torch.manual_seed(0)
-    model = NormalizingFlow(2, width=4, depth=1)
+    model = request.param(2, width=4, depth=1)
     config = {
         "model": {"channels": 2, "width": 4, "depth": 1},
-        "task": {"_target_": "ndeflow.tasks.DensityEstimation"},
+        "task": {"_target_": "ndeflow.tasks.Task"},
         "data": {"_target_": "ndeflow.data.Rings"},
     }
     data = SimpleNamespace(spec=DataSpec(("x", "y"), (10.0, 20.0), (2.0, 4.0)))
+    model.spec = data.spec
     return save(tmp_path / "run", model, data, config), model
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ndeflow.contracts import Batch, Denoised, Potential, Score
-from ndeflow.generative.reverse import ProbabilityFlow
+from ndeflow.generative.reverse import ProbabilityFlow, flow_back, prior_sample
 from ndeflow.generative.schedules import Schedule, VariancePreserving
 from ndeflow.models.base import Model
 from ndeflow.models.trajectory import first_seen
@@ -55,6 +55,13 @@ class ScoreModel(Model, Score):
         alpha, sigma, *_ = self.schedule(t)
         x_t = alpha * x0 + sigma * noise
         return Denoised(self.score(t, x_t), t=t, x_t=x_t, noise=noise)
+
+    def sample(self, count: int, *, seed: int = 0) -> Tensor:
+        """Points (count, C) of the probability flow, in the model's units, from the prior at t_max to t_min."""
+        assert self.spec is not None
+        like = next(self.parameters())
+        return flow_back(self, prior_sample(self.schedule, count, len(self.spec.channels), seed, like=like),
+                         solver=self.solver).ys[:, -1]  # fmt: skip
 
     def _draws(self, x0: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Uniform numbers (B, 1) and standard normals like x0 (B, d)."""
