@@ -76,15 +76,17 @@ def rademacher(x: Tensor) -> Tensor:
 class FokkerPlanck(Regularizer):
     """The weighted mean square of a residual of the Fokker-Planck equation.
 
-    collocation: where, and how much it counts there; None: `NoisedPoints(power)`. exact: whole divergences, d products
+    collocation: where, and how much it counts there; None: `NoisedPoints()`. exact: whole divergences, d products
     with the Jacobian; otherwise Hutchinson's estimates with two independent probes of signs, and the product of the two
     residuals, whose mean is the square's while one residual's own square has its variance added. None: exact in up to
     4 dimensions.
     """
 
-    def __init__(self, weight: float | Decay, collocation: Collocation, exact: bool | None) -> None:
+    def __init__(
+        self, weight: float | Decay = 1.0, *, collocation: Collocation | None = None, exact: bool | None = None
+    ) -> None:
         super().__init__(weight)
-        self.collocation, self.exact = collocation, exact
+        self.collocation, self.exact = collocation or NoisedPoints(), exact
 
     @abstractmethod
     def residuals(self, model: Any, t: Tensor, x: Tensor, probes: Probes) -> list[Tensor]:
@@ -93,22 +95,19 @@ class FokkerPlanck(Regularizer):
     @final
     def penalty(self, model: Any, output: Output, batch: Any, solved: Sequence[Solved]) -> Tensor:
         if not isinstance(output, Denoised):
-            raise ValueError(f"expected the noised points of a score model, got {type(output).__name__}; use a Score")
+            raise ValueError(
+                f"expected the noised points of a model of a score, got {type(output).__name__}; use model=neural_score"
+            )
         t, x, weight = self.collocation.points(output, model.schedule)
         exact = x.shape[1] <= EXACT if self.exact is None else self.exact
         found = self.residuals(model, t, x, (None,) if exact else (rademacher(x), rademacher(x)))
-        square = (found[0] * found[-1]).flatten(1).sum(dim=1) if found[0].dim() > 1 else found[0] * found[-1]
+        square = (found[0] * found[-1]).reshape(len(x), -1).sum(dim=1)
         return (weight * square).mean()
 
 
 @final
 class LogDensityResidual(FokkerPlanck):
     """mean w R^2, with R of `log_density_residual`, of a model with a potential; see `FokkerPlanck`."""
-
-    def __init__(
-        self, weight: float | Decay = 1.0, *, collocation: Collocation | None = None, exact: bool | None = None
-    ) -> None:
-        super().__init__(weight, collocation or NoisedPoints(2.0), exact)
 
     def check(self, model: Any) -> None:
         if not isinstance(model, Potential):
@@ -124,11 +123,6 @@ class LogDensityResidual(FokkerPlanck):
 @final
 class ScoreResidual(FokkerPlanck):
     """mean w |eps|^2, with eps of `score_residual`, of any model of the score; see `FokkerPlanck`."""
-
-    def __init__(
-        self, weight: float | Decay = 1.0, *, collocation: Collocation | None = None, exact: bool | None = None
-    ) -> None:
-        super().__init__(weight, collocation or NoisedPoints(3.0), exact)
 
     def check(self, model: Any) -> None:
         if not isinstance(model, Score):
