@@ -140,6 +140,8 @@ def _asked_for(solution: Solution, problem: Problem) -> Solution:
     """The part of a prepared solution that the unprepared problem asks for."""
     times = problem.ts.shape[-1] + _probes(problem)
     added = len(solution.problem.integrands) - len(problem.integrands)
+    if times == solution.ys.shape[1] and not added:
+        return solution
     columns = solution.integrals.shape[-1] - added
     return replace(
         solution,
