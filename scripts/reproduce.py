@@ -331,11 +331,12 @@ def publish(results: Sequence[Result], configs: Mapping[str, Config], options: a
     write_atomically(path.with_suffix(".md"), text.encode())
     if options.readme:
         write_atomically(options.readme, report.insert(options.readme.read_text(), text).encode())
-    drawn = {options.out / f"{plain(each.recipe)}.png": picture(each, configs[each.recipe]) for each in results}
-    for place, figure in drawn.items():
+    written = [path.with_suffix(".md"), path]
+    for each in results:
+        figure = picture(each, configs[each.recipe])
         if figure is not None:
-            figure.savefig(place)
-    written = [path.with_suffix(".md"), path, *(place for place, figure in drawn.items() if figure is not None)]
+            written.append(options.out / f"{plain(each.recipe)}.png")
+            figure.savefig(written[-1])
     print(f"\n{report.to_markdown(results)}\nwritten: {', '.join(map(str, written))}")
 
 

@@ -67,13 +67,13 @@ class Spirals(DataModule):
     def paths(self, index: Tensor) -> Tensor:
         """(N, T, 2) float64, the paths of these numbers (N,)."""
         y0 = torch.tensor(START, dtype=torch.float64).expand(len(index), -1)
-        ts = torch.linspace(0, 1, self.points, dtype=torch.float64)
-        solver, noise = (
-            Stochastic("milstein", math.ceil(STEPS / (self.points - 1)), compile="off"),
-            Brownian(self.split_seed, index),
-        )
-        return solve(CubicSpiral().double(), y0, ts, solver=solver, noise=noise).ys
+        solver = Stochastic("milstein", math.ceil(STEPS / (self.points - 1)), compile="off")
+        return solve(
+            CubicSpiral().double(), y0, self._times(), solver=solver, noise=Brownian(self.split_seed, index)
+        ).ys
 
     def _series(self, index: Tensor) -> Series:
-        ts = torch.linspace(0, 1, self.points, dtype=torch.float64)
-        return Series(ts.expand(len(index), -1), self.paths(index))
+        return Series(self._times().expand(len(index), -1), self.paths(index))
+
+    def _times(self) -> Tensor:
+        return torch.linspace(0, 1, self.points, dtype=torch.float64)

@@ -16,7 +16,7 @@ from ndeflow.numerics.adaptive_stochastic import AdaptiveStochastic
 from ndeflow.numerics.field import path_of
 from ndeflow.numerics.solution import Solution
 from ndeflow.regularizers.solvers import needs_error, needs_stiffness
-from ndeflow.regularizers.solves import SolvePenalty
+from ndeflow.regularizers.solves import SolvePenalty, read_at_random
 
 Sampling = Literal["unbiased", "biased"]
 SLACK = 1e-6  # of a step
@@ -75,8 +75,7 @@ class LocalCost(SolvePenalty):
         problem = replace(problem, keep_mesh=True)
         if self.sampling == "biased":
             return problem
-        start, end = problem.ts[..., :1], problem.ts[..., -1:]
-        return problem.with_probes(start + torch.rand(1, dtype=start.dtype, device=start.device) * (end - start))
+        return read_at_random(problem, 1)
 
     def of(self, one: Solved) -> Tensor:
         solution = one.solution

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ndeflow.contracts import Decay, Problem, Solved
 from ndeflow.regularizers.solvers import needs_derivative
-from ndeflow.regularizers.solves import SolvePenalty
+from ndeflow.regularizers.solves import SolvePenalty, read_at_random
 
 
 @final
@@ -33,10 +33,7 @@ class TrajectoryPolynomial(SolvePenalty):
 
     def prepare(self, problem: Problem) -> Problem:
         needs_derivative(problem, type(self).__name__)
-        ts = problem.ts
-        start, end = ts[..., :1], ts[..., -1:]
-        fractions = torch.rand(self.points, dtype=ts.dtype, device=ts.device).sort().values
-        return problem.with_probes(start + fractions * (end - start))
+        return read_at_random(problem, self.points)
 
     def of(self, one: Solved) -> Tensor:
         solution, last = one.solution, one.solution.problem.ts.shape[-1] - 1

@@ -11,7 +11,7 @@ from torch import Tensor
 from ndeflow.contracts import Decay, Problem, Solved
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.regularizers.solvers import needs_derivative
-from ndeflow.regularizers.solves import SolvePenalty
+from ndeflow.regularizers.solves import SolvePenalty, read_at_random
 
 
 @final
@@ -34,8 +34,7 @@ class ReleasedLocalError(SolvePenalty):
 
     def prepare(self, problem: Problem) -> Problem:
         needs_derivative(problem, type(self).__name__)
-        start, end = problem.ts[..., :1], problem.ts[..., -1:]
-        return problem.with_probes(start + torch.rand(1, dtype=start.dtype, device=start.device) * (end - start))
+        return read_at_random(problem, 1)
 
     def of(self, one: Solved) -> Tensor:
         solution, place, last = one.solution, one.probes.start, one.solution.problem.ts.shape[-1] - 1

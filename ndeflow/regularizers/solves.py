@@ -6,9 +6,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
-from ndeflow.contracts import Output, Regularizer, Solved
+from ndeflow.contracts import Output, Problem, Regularizer, Solved
 
 
 class SolvePenalty(Regularizer):
@@ -27,3 +28,10 @@ class SolvePenalty(Regularizer):
             )
         total, *others = [self.of(one) for one in solved]
         return sum(others, start=total)
+
+
+def read_at_random(problem: Problem, count: int) -> Problem:
+    """The problem read at `count` more times in order, uniform over its span: the same fractions of it in all rows."""
+    start, end = problem.ts[..., :1], problem.ts[..., -1:]
+    fractions = torch.rand(count, dtype=start.dtype, device=start.device).sort().values
+    return problem.with_probes(start + fractions * (end - start))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,3 +54,23 @@ def prepared(
     preparation = Preparation({"it": regularizer})
     solution = preparation.solve(solver, adjoint or Direct(), pose(field, y0, ts, **problem))
     return regularizer.penalty(nn.Identity(), Output(solution.ys), None, preparation.solved["it"]), solution
+
+
+def assert_small_differences(value: Callable[[], Tensor], weights: Sequence[Tensor], tolerance: float) -> None:
+    """Gradients of `value` by each of the weights are those of small differences, along a random direction each.
+
+    A weight without influence may have none.
+    """
+    gradients = torch.autograd.grad(value(), weights, allow_unused=True)
+    generator = torch.Generator().manual_seed(5)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        direction = torch.randn(weight.shape, dtype=weight.dtype, generator=generator)
+        with torch.no_grad():
+            weight += 1e-5 * direction
+            up = value()
+            weight -= 2e-5 * direction
+            down = value()
+            weight += 1e-5 * direction
+        want = (up - down) / 2e-5
+        got = torch.zeros(()) if gradient is None else (gradient * direction).sum()
+        assert abs(got - want) < tolerance * (1 + abs(want))

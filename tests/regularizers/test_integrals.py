@@ -15,7 +15,7 @@ from ndeflow.numerics.reversible import Reversible
 from ndeflow.numerics.solve import solve
 from ndeflow.regularizers import JacobianFrobenius, Kinetic, TaylorDerivative
 from tests.numerics.sdes import Waves
-from tests.regularizers.fields import Linear, Net, prepared
+from tests.regularizers.fields import Linear, Net, assert_small_differences, prepared
 
 F64 = torch.float64
 TIGHT = RungeKutta(rtol=1e-9, atol=1e-9, compile="off")
@@ -79,20 +79,7 @@ def test_gradients_are_those_of_small_differences(regularizer):
         torch.manual_seed(3)  # the same e
         return prepared(regularizer, field, y0, TS[[0, 1]], solver=solver)[0]
 
-    weights = list(field.parameters())
-    gradients = torch.autograd.grad(value(), weights, allow_unused=True)
-    generator = torch.Generator().manual_seed(5)
-    for weight, gradient in zip(weights, gradients, strict=True):
-        direction = torch.randn(weight.shape, dtype=F64, generator=generator)
-        with torch.no_grad():
-            weight += 1e-5 * direction
-            up = value()
-            weight -= 2e-5 * direction
-            down = value()
-            weight += 1e-5 * direction
-        want = (up - down) / 2e-5
-        got = torch.zeros(()) if gradient is None else (gradient * direction).sum()
-        assert abs(got - want) < 1e-5 * (1 + abs(want))
+    assert_small_differences(value, list(field.parameters()), 1e-5)
 
 
 @pytest.mark.parametrize("adjoint", [Checkpointed(), Backsolve(), Reversible()], ids=lambda a: type(a).__name__)

@@ -28,17 +28,6 @@ def start(rows: int = 4) -> torch.Tensor:
     return torch.randn(rows, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Sets what the next draws of random times are."""
-
-    def draw(u: float) -> None:
-        rand = torch.rand
-        monkeypatch.setattr(torch, "rand", lambda *size, **kinds: rand(*size, **kinds).fill_(u))
-
-    return draw
-
-
 @pytest.mark.parametrize("batching", ["shared", "per_sample"])
 def test_the_mean_of_the_biased_penalty_over_the_steps_is_the_global_error(batching, drawn):
     """Values and gradients, of which only those by way of the states are left out."""

@@ -66,17 +66,6 @@ def law(request) -> Law:
     return LAWS[request.param]
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Sets what the next draws of random times are."""
-
-    def draw(u: float) -> None:
-        rand = torch.rand
-        monkeypatch.setattr(torch, "rand", lambda *size, **kinds: rand(*size, **kinds).fill_(u))
-
-    return draw
-
-
 def summed(law: Law, steps: list[float]) -> float:
     """sum_j h_j sqrt(E e_j^2) / atol, from z = 1."""
     m, total = 1.0, 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -22,10 +24,9 @@ def flat(value: torch.Tensor, field: Net) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(field.parameters()))])
 
 
-def test_it_is_one_step_of_the_starting_size_whose_first_stage_has_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_one_step_of_the_starting_size_whose_first_stage_has_no_gradient(drawn: Callable[[float], None]) -> None:
     """Its gradient is mostly that of -h b1 k1, which the error does not have."""
-    rand = torch.rand
-    monkeypatch.setattr(torch, "rand", lambda *size, **kinds: rand(*size, **kinds).fill_(0.4))
+    drawn(0.4)
     field, y0 = Net(), torch.randn(3, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
     value, solution = prepared(ReleasedLocalError(), field, y0, TS, solver=SOLVER)
     t, y = torch.tensor(0.8, dtype=F64), solution.ys[:, 2].detach()
