@@ -7,13 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, final
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ndeflow.generative.schedules import Schedule
     from ndeflow.numerics.solution import Solution
 
 
@@ -191,43 +190,6 @@ class Gaussian(Output):
 
     def of(self, rows: Tensor) -> Self:
         return replace(super().of(rows), std=self.std[rows])
-
-
-@dataclass
-class Denoised(Output):
-    """Scores at points with noise: prediction (B, d) of the score at t and x_t = alpha(t) x0 + sigma(t) noise.
-
-    t: (B, 1). x_t, noise: (B, d).
-    """
-
-    t: Tensor = field(kw_only=True)
-    x_t: Tensor = field(kw_only=True)
-    noise: Tensor = field(kw_only=True)
-
-    def of(self, rows: Tensor) -> Self:
-        return replace(super().of(rows), t=self.t[rows], x_t=self.x_t[rows], noise=self.noise[rows])
-
-
-class Score(ABC):
-    """The scores grad log p_t of a diffusion's densities, known or learned. schedule: of the diffusion."""
-
-    schedule: Schedule
-
-    @abstractmethod
-    def score(self, t: Tensor, x: Tensor) -> Tensor:
-        """(N, d) at x (N, d); t broadcasts against x."""
-
-
-class Potential(Score):
-    """A score that is the gradient of log p_t, known but for a constant."""
-
-    @abstractmethod
-    def potential(self, t: Tensor, x: Tensor) -> Tensor:
-        """(N,) at x (N, d); t broadcasts against x."""
-
-    @final
-    def score(self, t: Tensor, x: Tensor) -> Tensor:
-        return torch.func.grad(lambda z: self.potential(t, z).sum())(x)
 
 
 class Solved(NamedTuple):

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 
 from ndeflow import models, regularizers, resources, tasks
 from ndeflow.contracts import Regularizer
+from ndeflow.diffusion import Schedule
 from ndeflow.fields.hidden import HiddenSDE
-from ndeflow.generative.schedules import Schedule
 from ndeflow.generative.weightings import Weighting
 from ndeflow.models import Model
 from ndeflow.numerics.derivatives import Divergence

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "ndeflow"
 
 LEVELS = [
     {"contracts"},
-    {"numerics", "nets"},
+    {"numerics", "nets", "diffusion"},
     {"fields", "regularizers", "generative", "physics"},
     {"metrics"},  # plots draw what metrics compute
     {"models", "plots"},

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from ndeflow.contracts import Score
+from ndeflow.diffusion import Score
 from ndeflow.generative.reverse import ProbabilityFlow, geometric
 from ndeflow.numerics.derivatives import Divergence, ExactDivergence
 from ndeflow.numerics.solution import Solver

@@ -7,8 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ndeflow.contracts import Score
-from ndeflow.generative.schedules import Schedule
+from ndeflow.diffusion import Schedule, Score
 from ndeflow.numerics.brownian import Brownian
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.solution import Solution, Solver

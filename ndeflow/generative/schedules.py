@@ -1,69 +1,15 @@
-"""How a diffusion mixes data and noise over time: x_t = alpha x0 + sigma eps, more noise at larger t."""
+"""Published ways in which a diffusion mixes data and noise over time."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-
-class Level(NamedTuple):
-    """Weights of data and noise at a time, and their derivatives in time, shaped as it is."""
-
-    alpha: Tensor
-    sigma: Tensor
-    d_alpha: Tensor
-    d_sigma: Tensor
-
-
-class Coefficients(NamedTuple):
-    """Of the forward equation dx = f x dt + g dW at a time: f, and the square of g."""
-
-    f: Tensor
-    g_squared: Tensor
-
-
-@dataclass(frozen=True)
-class Schedule(ABC):
-    """x_t = alpha(t) x0 + sigma(t) eps with eps ~ N(0, I), for t from t_min to t_max; write `level`.
-
-    t_min > 0, where scores are still finite. prior_std: standard deviation of x_t at t_max, as samplers start from it.
-    Raises ValueError for times that are not 0 < t_min < t_max.
-    """
-
-    t_min: float
-    t_max: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.t_min < self.t_max:
-            raise ValueError(f"expected times 0 < t_min < t_max, got {self.t_min} and {self.t_max}")
-
-    @abstractmethod
-    def level(self, t: Tensor) -> Level:
-        """alpha, sigma and their derivatives at t > 0."""
-
-    @property
-    @abstractmethod
-    def prior_std(self) -> float: ...
-
-    @final
-    def __call__(self, t: Tensor) -> Level:
-        return self.level(t)
-
-    @final
-    def coefficients(self, t: Tensor) -> Coefficients:
-        """f = alpha' / alpha and g^2 = 2 sigma sigma' - 2 f sigma^2, at t.
-
-        Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole 2021, "Score-based generative modeling through stochastic
-        differential equations", eq. 5; Karras, Aittala, Aila, Laine 2022, appendix B.
-        """
-        alpha, sigma, d_alpha, d_sigma = self(t)
-        f = d_alpha / alpha
-        return Coefficients(f, 2 * sigma * (d_sigma - f * sigma))
+from ndeflow.diffusion import Level, Schedule
 
 
 @final

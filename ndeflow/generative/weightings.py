@@ -8,7 +8,7 @@ from typing import final
 
 from torch import Tensor
 
-from ndeflow.generative.schedules import Schedule
+from ndeflow.diffusion import Schedule
 
 
 class Weighting(ABC):

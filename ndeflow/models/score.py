@@ -8,9 +8,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ndeflow.contracts import Batch, Denoised, Potential, Score
+from ndeflow.contracts import Batch
+from ndeflow.diffusion import Denoised, Potential, Schedule, Score
 from ndeflow.generative.reverse import ProbabilityFlow, flow_back, prior_sample
-from ndeflow.generative.schedules import Schedule, VariancePreserving
+from ndeflow.generative.schedules import VariancePreserving
 from ndeflow.models.base import Model
 from ndeflow.models.trajectory import first_seen
 from ndeflow.nets.mlp import MLP

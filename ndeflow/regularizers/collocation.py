@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Generator, Tensor
 
-from ndeflow.contracts import Denoised
-
-if TYPE_CHECKING:
-    from ndeflow.generative.schedules import Schedule
+from ndeflow.diffusion import Denoised, Schedule
 
 
 class Points(NamedTuple):

@@ -12,7 +12,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ndeflow.contracts import Decay, Denoised, Output, Potential, Regularizer, Score, Solved
+from ndeflow.contracts import Decay, Output, Regularizer, Solved
+from ndeflow.diffusion import Denoised, Potential, Score
 from ndeflow.regularizers.collocation import Collocation, NoisedPoints
 
 Probes = Sequence[Tensor | None]

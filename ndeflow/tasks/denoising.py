@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ndeflow import plots
-from ndeflow.contracts import Batch, Denoised, Output, Potential, Regularizer
+from ndeflow.contracts import Batch, Output, Regularizer
+from ndeflow.diffusion import Denoised, Potential
 from ndeflow.generative.likelihood import log_likelihood
 from ndeflow.generative.reverse import diffuse_back, flow_back, prior_sample
 from ndeflow.generative.weightings import VarianceWeighting, Weighting

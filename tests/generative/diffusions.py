@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ndeflow.contracts import Potential
-from ndeflow.generative.schedules import OrnsteinUhlenbeck, Schedule, VarianceExploding, VariancePreserving
+from ndeflow.diffusion import Potential, Schedule
+from ndeflow.generative.schedules import OrnsteinUhlenbeck, VarianceExploding, VariancePreserving
 
 F64 = torch.float64
 SCHEDULES = [VariancePreserving(), VarianceExploding(t_min=1e-3, sigma_max=5.0), OrnsteinUhlenbeck()]

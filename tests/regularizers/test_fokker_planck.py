@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ndeflow.contracts import Denoised, Output
+from ndeflow.contracts import Output
+from ndeflow.diffusion import Denoised
 from ndeflow.generative.schedules import OrnsteinUhlenbeck
 from ndeflow.models import NeuralPotential, NeuralScore, ODEForecaster
 from ndeflow.regularizers import Kinetic, LogDensityResidual, NoisedPoints, ScoreResidual, UniformBox

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ndeflow.contracts import Batch, DataSpec, Output, Potential
+from ndeflow.contracts import Batch, DataSpec, Output
 from ndeflow.data import NineGaussians
+from ndeflow.diffusion import Potential
 from ndeflow.generative.schedules import OrnsteinUhlenbeck
 from ndeflow.generative.weightings import LikelihoodWeighting
 from ndeflow.models.score import ScoreModel
