@@ -15,20 +15,8 @@ from ndeflow.numerics.field import SDE
 from ndeflow.numerics.solution import Adjoint, Solver
 
 
-class NeuralODE(Model):
-    """dy/dt = field(t, y): write `field`, optionally `encode`, `decode` and `context`."""
-
-    def __init__(self, *, solver: Solver | None = None, adjoint: Adjoint | None = None) -> None:
-        super().__init__(solver=solver, adjoint=adjoint)
-        object.__setattr__(self, "_dynamics", OwnField(self))  # not a submodule: its parameters are the model's own
-
-    @property
-    def dynamics(self) -> nn.Module:
-        return self.__dict__["_dynamics"]
-
-    @abstractmethod
-    def field(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
-        """dy/dt (B, *state) at y (B, *state); t broadcasts against y. `context` is given if the model has one."""
+class TrajectoryModel(Model):
+    """A state solved from what is seen of each row: `encode`, `decode`, `context` and `times` may be overridden."""
 
     def encode(self, batch: Batch) -> Tensor:
         """The initial state (B, *state) at the first time; by default each channel's first seen value."""
@@ -45,6 +33,22 @@ class NeuralODE(Model):
     def times(self, batch: Batch) -> Tensor:
         """Where the state is needed, (B, T'), from the encoded start on; by default at every time of the batch."""
         return batch.ts
+
+
+class NeuralODE(TrajectoryModel):
+    """dy/dt = field(t, y): write `field`, optionally `encode`, `decode` and `context`."""
+
+    def __init__(self, *, solver: Solver | None = None, adjoint: Adjoint | None = None) -> None:
+        super().__init__(solver=solver, adjoint=adjoint)
+        object.__setattr__(self, "_dynamics", OwnField(self))  # not a submodule: its parameters are the model's own
+
+    @property
+    def dynamics(self) -> nn.Module:
+        return self.__dict__["_dynamics"]
+
+    @abstractmethod
+    def field(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
+        """dy/dt (B, *state) at y (B, *state); t broadcasts against y. `context` is given if the model has one."""
 
     def forward(self, batch: Batch) -> Output:
         solution = self.solve(self.encode(batch), self.times(batch), context=self.context(batch))
@@ -65,7 +69,7 @@ class OwnSDE(SDE):
         return self.model.diffusion(t, y, *context)
 
 
-class NeuralSDE(Model):
+class NeuralSDE(TrajectoryModel):
     """dy = drift(t, y) dt + diffusion(t, y) dW: write both, optionally `encode`, `decode` and `context`.
 
     noise_size: Brownian channels; the state's size where the noise is diagonal.
@@ -101,22 +105,6 @@ class NeuralSDE(Model):
     @abstractmethod
     def diffusion(self, t: Tensor, y: Tensor, *context: Any) -> Tensor:
         """(B, d) where the noise is diagonal, else (B, d, m)."""
-
-    def encode(self, batch: Batch) -> Tensor:
-        """The initial state (B, d); by default each channel's first seen value."""
-        return first_seen(batch)
-
-    def decode(self, ys: Tensor, batch: Batch) -> Tensor:
-        """The prediction (B, T, C) from the states (B, T, d); by default the states."""
-        return ys
-
-    def context(self, batch: Batch) -> Any:
-        """What the solve is conditioned on; nothing by default."""
-        return None
-
-    def times(self, batch: Batch) -> Tensor:
-        """Where the state is needed, (B, T'), from the encoded start on; by default at every time of the batch."""
-        return batch.ts
 
     def forward(self, batch: Batch) -> Output:
         count = self.draws if self.training else self.eval_draws
