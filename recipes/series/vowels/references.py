@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ndeflow.contracts import Batch
 from ndeflow.nets.recurrent import HistoryEncoder
 
-POINTS = 30  # the longest series of the archive has 29
 KERNELS = 1000
 
 
@@ -49,10 +48,11 @@ def rocket(data, seed: int) -> float:
     Dempster, Petitjean, Webb 2020. Gaps are filled by linear interpolation at equal distances over a series' span.
     """
     generator = np.random.default_rng(seed)
-    grids = {name: resample(getattr(data, name)) for name in ("train", "test")}
+    points = max(part.ts.shape[1] for part in (data.train, data.val, data.test))
+    grids = {name: resample(getattr(data, name), points) for name in ("train", "test")}
     features = {name: [] for name in grids}
     for _ in range(KERNELS):
-        kernel = random_kernel(generator, grids["train"].shape[1])
+        kernel = random_kernel(generator, *grids["train"].shape[1:])
         for name, grid in grids.items():
             features[name].append(apply_kernel(grid, *kernel))
     train, test = (torch.cat(features[name], dim=1).numpy() for name in ("train", "test"))
@@ -61,14 +61,14 @@ def rocket(data, seed: int) -> float:
     return float(ridge.score((test - mean) / std, data.test.target.numpy()))
 
 
-def random_kernel(generator: np.random.Generator, channels: int) -> tuple[Tensor, float, int, bool]:
+def random_kernel(generator: np.random.Generator, channels: int, points: int) -> tuple[Tensor, float, int, bool]:
     """Weights (1, channels, length), bias, dilation and whether to pad."""
     length = int(generator.choice([7, 9, 11]))
     used = generator.choice(channels, size=int(2 ** generator.uniform(0, np.log2(channels + 1))), replace=False)
     weights = np.zeros((1, channels, length), dtype=np.float32)
     draw = generator.normal(size=(len(used), length))
     weights[0, used] = draw - draw.mean(axis=1, keepdims=True)
-    dilation = int(2 ** generator.uniform(0, np.log2((POINTS - 1) / (length - 1))))
+    dilation = int(2 ** generator.uniform(0, np.log2((points - 1) / (length - 1))))
     return torch.from_numpy(weights), float(generator.uniform(-1, 1)), dilation, bool(generator.integers(2))
 
 
@@ -79,14 +79,14 @@ def apply_kernel(grid: Tensor, weights: Tensor, bias: float, dilation: int, pad:
     return torch.stack([(response > 0).float().mean(1), response.amax(1)], dim=1)
 
 
-def resample(batch: Batch) -> Tensor:
-    """(N, C, POINTS): each channel's seen values, linearly interpolated at equal distances over the series' span."""
+def resample(batch: Batch, points: int) -> Tensor:
+    """(N, C, points): each channel's seen values, linearly interpolated at equal distances over the series' span."""
     rows = []
     for ts, ys, seen in zip(batch.ts.numpy(), batch.ys.numpy(), batch.seen.numpy(), strict=True):
-        grid = np.linspace(ts[0], ts[-1], POINTS)
+        grid = np.linspace(ts[0], ts[-1], points)
         rows.append(
             [
-                np.interp(grid, ts[mark], value[mark]) if mark.any() else np.zeros(POINTS)
+                np.interp(grid, ts[mark], value[mark]) if mark.any() else np.zeros(points)
                 for value, mark in zip(ys.T, seen.T, strict=True)
             ]
         )
