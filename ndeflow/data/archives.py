@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ndeflow.contracts import Series
 from ndeflow.data.base import DataModule, OtherOptions
+from ndeflow.data.filling import linear_scores
 from ndeflow.data.notices import MissingData, installed
+from ndeflow.data.visibility import Hidden
 
 INSTALL = "pip install --no-deps aeon==1.6.0"
 
@@ -49,6 +51,10 @@ class Archive(DataModule):
         if not test.is_file():
             raise MissingData(f"expected {test} beside {found[0].name}")
         return {"train": read_ts(found[0]), "test": read_ts(test)}
+
+    def references(self) -> dict[str, float]:
+        """Of hidden values, the scores of linear interpolation: see `linear_scores`."""
+        return linear_scores(self.train, self.test, self.spec) if isinstance(self.seen, Hidden) else {}
 
 
 def read_ts(path: str | Path) -> Series:

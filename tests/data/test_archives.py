@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ndeflow.data import Archive, MissingData
+from ndeflow.data import Archive, Hidden, MissingData
 from ndeflow.data.archives import read_ts
 
 SMALL = """# a comment
@@ -104,3 +104,12 @@ def test_japanese_vowels_thinned_per_channel(drop: float) -> None:
     full, thin = Archive("JapaneseVowels"), Archive("JapaneseVowels", drop=drop)
     assert float(thin.test.mask.sum() / full.test.mask.sum()) == pytest.approx(1 - drop, abs=0.01)
     assert thin.test.target is not None and full.test.target is not None and thin.test.target.equal(full.test.target)
+
+
+def test_linear_interpolation_is_the_reference_of_hidden_values(tmp_path: Path) -> None:
+    lines = "".join(f"{','.join(str(k * slope) for k in range(9))}:a\n" for slope in (1, 2, 3, 4))
+    for split in ("TRAIN", "TEST"):
+        written(tmp_path, f"Lines_{split}.ts", f"@classLabel true a\n@data\n{lines}")
+    hidden = Archive("Lines", tmp_path, seen=Hidden(0.5)).references()
+    assert set(hidden) == {"reference/linear_rmse", "reference/linear_log_likelihood"}
+    assert Archive("Lines", tmp_path).references() == {}
