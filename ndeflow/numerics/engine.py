@@ -223,6 +223,11 @@ class Engine(Stepper):
             self.entry.zeros = [x.new_zeros(x.shape) for x in wanted[: len(self.entry.reached)]]
         return [*self.entry.zeros, *(x.new_zeros(x.shape) for x in wanted[len(self.entry.reached) :])]
 
+    def gradients(self, totals: Totals) -> list[Tensor | None]:
+        """Those of `parameters` among totals, in their order."""
+        found = {id(self.originals[i]): g for i, g in zip(self.entry.reached, totals, strict=False)}
+        return [found.get(id(p)) for p in self.parameters]
+
     @cached_property
     def _needs(self) -> list[bool]:
         """Which leaves of a leg's context need gradients."""

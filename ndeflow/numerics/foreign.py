@@ -214,4 +214,4 @@ def _statistics(system: InitialValue, log: Log) -> Stats:
         states = [system.state(z) for z in log.states]
         states = torch.stack(states, dim=1) if states else y0.new_zeros(system.rows, 0, *system.shape)
     counts = Counts(system.rows, y0.device, system.calls, len(log.accepted), len(log.rejected))
-    return Stats(counts, mesh, states=states, backward_nfe=[0])
+    return Stats(counts, mesh, starts=states, backward_nfe=[0])

@@ -74,11 +74,12 @@ class SharedMesh(Mesh):
     def steps(self) -> tuple[Tensor, Tensor]:
         return self._spans(self.accepted)
 
-    def sizes(self, like: Tensor) -> Tensor:
-        """(N,), absolute sizes of the accepted steps, on average over rows; of the kind of another tensor."""
+    def sizes(self) -> list[float]:
+        """Absolute sizes of the accepted steps, on average over rows; read from the device where rows have their own
+        times."""
         if self.numbers is None:
-            return self.steps()[1].abs().mean(dim=0).to(like)
-        return like.new_tensor([abs(p.dtheta * self._length(p, self.numbers)) for p in self.accepted])
+            return self.steps()[1].abs().mean(dim=0).tolist()
+        return [abs(p.dtheta * self._length(p, self.numbers)) for p in self.accepted]
 
     def attempts(self, error: Tensor | None) -> Attempts:
         count = len(self.accepted)

@@ -184,10 +184,4 @@ class CompiledReverse(Reverse):
 
     def _close(self) -> Gradients:
         self._leave()
-        return [None, *self.gradients, *self._parameters()]
-
-    def _parameters(self) -> Gradients:
-        """Those of the tape's parameters, from the totals of the module tensors that are reached."""
-        tensors = self.engine.originals
-        found = {id(tensors[i]): g for i, g in zip(self.engine.entry.reached, self.modules, strict=False)}
-        return [found.get(id(p)) for p in self.tape.parameters]
+        return [None, *self.gradients, *self.engine.gradients(self.modules)]

@@ -1,71 +1,119 @@
-"""One step by itself, whatever its error, with its estimates on the graph."""
+"""One more step of a march, whatever its error, with its estimates on the graph."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
 
-from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
 from ndeflow.numerics.adaptive import Adaptive
-from ndeflow.numerics.adjoint import Replay
-from ndeflow.numerics.marching import Marching
+from ndeflow.numerics.solution import Solution
+from ndeflow.numerics.stepper import Eager
 from ndeflow.numerics.system import InitialValue
-from ndeflow.numerics.tape import Tape
-from ndeflow.numerics.trace import Node, Trace
+
+if TYPE_CHECKING:
+    from ndeflow.numerics.engine import Engine, Kept
 
 Estimates = tuple[Tensor | None, Tensor | None]
 
 
-def estimates(
-    solver: Adaptive, problem: Problem, t: Tensor, y: Tensor, h: Tensor, noise: Tensor | None = None
-) -> Estimates:
-    """Scaled error and stiffness (B,) of a step of the state alone from (t, y), as `Solver.step`; None: no estimate.
+def estimates(solution: Solution, number: int, fraction: float = 0.0, noise: Tensor | None = None) -> Estimates:
+    """Scaled error and stiffness, (B,), of a step of the state alone; None: no estimate.
 
-    Where solves of the problem are compiled, so is the step, by the same programs. t, h: (B,), equal where the rows of
-    `problem` share their times. noise: as `Adaptive.advance` takes it.
+    From a fraction of accepted step `number` on, and as long as it: time, state and size are constants, the first slope
+    is not. The state is where a step of that fraction comes to; with noise, it is interpolated linearly. Where the
+    march was compiled so is this, by the same programs. noise: as `Adaptive.advance` takes it. The rows of the solution
+    step together, and its mesh was kept.
     """
-    if not solver.apart and not problem.integrands:
-        system = _over(solver, problem, t, y, h)
-        marched = solver.engage(system, replay.records(system.problem), keeping=True)
-        if system.compiled:
-            return _compiled(solver, marched, system, noise)
-    column = [x.view(-1, *[1] * (y.dim() - 1)) for x in (t, h)]
-    step = solver.step(problem, column[0], y, column[1], noise=noise)
-    return step.ratio, step.stiffness
+    stats, solver = solution.stats, solution.solver
+    assert stats.trail is not None and isinstance(solver, Adaptive)
+    system, node = stats.trail.system, stats.trail.nodes[number]
+    compiled = system.compiled and not system.integrands
+    if not compiled:
+        system = system.alone()
+    stepper: Any = system.engine if compiled else Eager(solver, system)
+    leg = system.at(node.segment)
+    t, h = leg.moment(node.theta + fraction * node.dtheta, node.dtheta)
+    with torch.no_grad(), replay.Ambient.of(solution.problem.y0)():
+        z = system.join(stats.trail.state(number), None)
+        if fraction and noise is not None:
+            z = torch.lerp(z, system.join(stats.trail.state(number + 1), None), fraction)
+        elif fraction:
+            start, size = leg.moment(node.theta, fraction * node.dtheta)
+            z = stepper.step(leg, start, z, size, node.carry if compiled else None).y
+    if not compiled:
+        step = stepper.step(leg, t, z, h, None, noise)
+        return step.ratio, step.stiffness
+    one = Alone(solver, stepper, leg, t.detach(), z, h.detach(), noise)
+    if fraction or noise is not None:
+        one.take()
+    else:
+        error, stiffness = (x if x is None else x.detach()[:, number] for x in (stats.error, stats.stiffness))
+        one.found, one.carry, one.kept = (error, stiffness), node.carry, stats.trail.kept[number]
+    return Taken.apply(one, *leg.conditions(), *stepper.parameters)
 
 
-def _over(solver: Adaptive, problem: Problem, t: Tensor, y: Tensor, h: Tensor) -> InitialValue:
-    """The problem from t to t + h alone, as a march of one step; its programs are those of the whole."""
-    ends = torch.stack([t, t + h], dim=-1)
-    ts = ends if problem.ts.dim() == 2 else ends[0]
-    system = solver.system(replace(problem, y0=y, ts=ts.to(problem.ts.dtype), probes=None, keep_mesh=False))
-    system.dense = InitialValue(problem, solver.cut(problem)).dense
-    return system
+@final
+@dataclass
+class Alone:
+    """A compiled step from a constant start: t, z and h. found: its estimates, once it is taken."""
+
+    solver: Adaptive
+    engine: Engine
+    leg: InitialValue
+    t: Tensor
+    z: Tensor
+    h: Tensor
+    noise: Tensor | None
+    carry: Any = None
+    kept: Kept | None = None
+    found: Estimates = (None, None)
+
+    def take(self) -> None:
+        """Take the step."""
+        leg, engine = self.leg, self.engine
+        leg.start = self.t
+        with torch.no_grad():
+            self.carry = engine.begin(leg, self.z, None)
+            step = engine.step(leg, self.t, self.z, self.h, self.carry, self.noise)
+        self.found, self.kept = (step.ratio, step.stiffness), step.kept
+
+    def again(self, leaves: list[Tensor]) -> Estimates:
+        """The estimates on the graph of the modules' parameters and other leaves of the context."""
+        leg = self.leg.with_conditions(leaves)
+        step = self.solver.advance(leg, self.t, self.z, self.h, None, self.noise)
+        return step.ratio, step.stiffness
+
+    def pull(self, cotangents: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+        """The vector-Jacobian product: for the leaves, then the parameters."""
+        engine, leg = self.engine, self.leg
+        kept = self.kept or engine.take(leg, self.t, self.h, self.z, self.carry, self.noise)
+        ends = [None] * (1 + engine.form.carries)
+        _, before, totals = engine.pull(leg, kept, ends, [*cotangents, None], engine.zeros(leg))
+        if before:
+            _, totals = engine.pull_begin(leg, self.t, self.z, before, totals)
+        own = iter(totals[len(engine.entry.reached) :])
+        leaves = [next(own) if x.requires_grad else None for x in leg.conditions()]
+        return [*leaves, *engine.gradients(totals)]
 
 
-def _compiled(solver: Adaptive, marched: Marching, system: InitialValue, noise: Tensor | None) -> Estimates:
-    ambient = replay.Ambient.of(system.problem.y0)
-    with torch.no_grad(), ambient():
-        trace = _march(system, noise, solver.stiffness)
-    tape = Tape(marched, system, trace, ambient)
-    inputs = [system.segments.edges, system.problem.y0, *replay.conditions(system.problem), *tape.parameters]
-    error, stiffness, *_ = Replay.apply(tape, *inputs)
-    tape.settle()
-    return error[:, 0], None if stiffness is None else stiffness[:, 0]
+class Taken(torch.autograd.Function):
+    """(*leaves, *parameters) -> (error, stiffness) of a compiled step."""
 
+    @staticmethod
+    def forward(ctx: Any, one: Alone, *inputs: Tensor) -> Estimates:
+        ctx.one = one
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs)
+        return one.found
 
-def _march(system: InitialValue, noise: Tensor | None, stiffness: bool) -> Trace:
-    stepper = system.engine
-    assert stepper is not None
-    z, slope = stepper.open()
-    leg = next(system.legs())
-    carry = stepper.begin(leg, z, slope)
-    t, h = leg.moment(0.0, 1.0)
-    step = stepper.step(leg, t, z, h, carry, noise)
-    trace = Trace(z, estimated=(True, stiffness))
-    trace.accept(Node(leg.segment, 0.0, 1.0, z, carry, True, noise), step)
-    stepper.close()
-    return trace
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        one, inputs = ctx.one, list(ctx.saved_tensors)
+        if not torch.is_grad_enabled():
+            return None, *one.pull(cotangents)
+        found = one.again(inputs[: len(inputs) - len(one.engine.parameters)])
+        return None, *replay.grads(found, inputs, cotangents, create_graph=True)

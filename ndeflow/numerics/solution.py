@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics.mesh import Attempts, Mesh
+
+if TYPE_CHECKING:
+    from ndeflow.numerics.trace import Trail
 
 NON_FINITE, UNDERFLOW, TOO_MANY = 1, 2, 3  # why a row failed, as `Stats.status` says
 
@@ -59,7 +62,8 @@ class Stats:
     stiffness: (B, N), |k_s - k_{s-1}| / |g_s - g_{s-1}| (Hairer & Wanner II, p. 22), in 1 / time; of an SDE see
     `AdaptiveStochastic`.
     error and stiffness are on the graph under adjoints with `differentiable_stats`; None where a method has none.
-    states: (B, N, *state), detached, at the starts of the steps, if the problem asked with `keep_mesh`.
+    states: (B, N, *state), detached, at the starts of the steps, if the problem asked with `keep_mesh`; where rows step
+    together from `trail`, from which more steps can be taken, otherwise `starts`.
     backward_nfe: evaluations of the backward pass, filled by it: a one-element list holding a number.
     """
 
@@ -67,7 +71,8 @@ class Stats:
     mesh: Mesh
     error: Tensor | None = None
     stiffness: Tensor | None = None
-    states: Tensor | None = None
+    starts: Tensor | None = None
+    trail: Trail | None = None
     backward_nfe: list[int] | None = None
 
     @cached_property
@@ -90,6 +95,10 @@ class Stats:
     def solved(self) -> bool:
         """Whether all rows are known to be solved without reading that from the device."""
         return not isinstance(self.counts.status, Tensor)
+
+    @property
+    def states(self) -> Tensor | None:
+        return self.starts if self.trail is None else self.trail.states
 
     @property
     def times(self) -> Tensor:

@@ -48,7 +48,7 @@ def some(solution: Solution, rows: Tensor) -> Solution:
             mesh=SomeRows(stats.mesh, rows),
             error=_of(stats.error, rows),
             stiffness=_of(stats.stiffness, rows),
-            states=_of(stats.states, rows),
+            starts=_of(stats.states, rows),
             backward_nfe=stats.backward_nfe,
         ),
         solution.integrals[rows],

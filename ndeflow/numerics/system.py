@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -236,6 +237,14 @@ class InitialValue(System):
         leg = self.copied()
         leg.dense = False
         return leg
+
+    def alone(self) -> Self:
+        """A copy of the state without integrals beside it, whose times are constants and steps not interpolated."""
+        other = self.copied()
+        other.integrands, other.columns, other.dense, other._calls = (), 0, False, [0]
+        if self.segments.edges.requires_grad:
+            other.segments = replace(self.segments, edges=self.segments.edges.detach())
+        return other
 
     def open(self) -> tuple[Tensor, Tensor]:
         y0 = self.problem.y0

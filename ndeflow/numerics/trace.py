@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -35,6 +35,30 @@ class Node(NamedTuple):
     fresh: bool
     noise: Tensor | None = None
     rows: Tensor | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Trail:
+    """What steps that all rows took together leave, so that more can be taken from them.
+
+    nodes: the N accepted steps. kept: what each keeps for the backward pass, or None, also once that has run. end: the
+    packed state that they come to.
+    """
+
+    system: InitialValue
+    nodes: Sequence[Node]
+    kept: Sequence[Any]
+    end: Tensor
+
+    def state(self, n: int) -> Tensor:
+        """State n, 0 to N, detached: (B, *state)."""
+        return self.system.state(self.nodes[n].z if n < len(self.nodes) else self.end).detach()
+
+    @property
+    def states(self) -> Tensor:
+        """(B, N, *state): at the starts of the steps."""
+        return torch.stack([self.state(n) for n in range(len(self.nodes) + 1)], dim=1)[:, :-1]
 
 
 @dataclass
@@ -86,7 +110,7 @@ class Trace:
 
     def by_row(self, values: list[Tensor]) -> Tensor:
         """One tensor a step, each over the rows of its step, as (B, N, ...)."""
-        return self.table.spread(torch.cat(values)) if self.apart else torch.stack(values, dim=1)
+        return self.table.spread(torch.cat(values)) if self.apart else torch.stack(values).transpose(0, 1)
 
     @cached_property
     def table(self) -> Table:
@@ -168,12 +192,14 @@ def statistics(system: InitialValue, trace: Trace, error: Tensor | None, stiffne
         error, stiffness = (x if x is None else torch.where(failed, x.detach(), x) for x in (error, stiffness))
 
     status = 0 if failures is None else failures.status
+    together = failures is None and not trace.apart
     return Stats(
         Counts(rows, system.problem.y0.device, trace.nfe, accepted, rejected, status),
         mesh=RowMesh(edges, trace.z0.detach(), trace.tries) if trace.apart else _shared_mesh(system, trace),
         error=error,
         stiffness=stiffness,
-        states=_states(system, trace) if system.problem.keep_mesh else None,
+        starts=_states(system, trace) if system.problem.keep_mesh and not together else None,
+        trail=_trail(system, trace) if system.problem.keep_mesh and together else None,
         backward_nfe=[0],
     )
 
@@ -182,6 +208,10 @@ def _shared_mesh(system: InitialValue, trace: Trace) -> Mesh:
     segments, failures = system.segments, trace.failures
     mesh = SharedMesh(segments.edges.detach(), system.rows, trace.places, trace.rejections, segments.numbers)
     return mesh if failures is None else BrokenMesh(mesh, trace.taken(failures))
+
+
+def _trail(system: InitialValue, trace: Trace) -> Trail:
+    return Trail(system, list(trace.nodes), trace.kept, trace.steps[-1].y if trace.steps else trace.z0)
 
 
 def _states(system: InitialValue, trace: Trace) -> Tensor:

@@ -40,8 +40,8 @@ class StepCost(SolvePenalty):
         """Raise ValueError, with the cure, for a solver that does not estimate it."""
 
     @abstractmethod
-    def terms(self, estimate: Tensor, sizes: Tensor, solver: Any) -> Tensor:
-        """Of each step, from its estimate and its size, shaped alike."""
+    def factor(self, size: Any, solver: Any) -> Any:
+        """What the estimate of a step of some size is multiplied by: a number, or of many steps, tensors alike."""
 
     def check(self, model: Any) -> None:
         adjoint, name = type(model.adjoint), type(self).__name__
@@ -61,13 +61,15 @@ class StepCost(SolvePenalty):
         assert estimate is not None
         if not isinstance(mesh, SharedMesh):
             sizes, counts = stats.steps.abs().to(estimate), stats.accepted.clamp(min=1)
-            return self._aggregated(self.terms(estimate, sizes, solution.solver), counts).mean()
-        size = torch.linalg.vector_norm(estimate, dim=0)  # its gradient at 0 is 0
-        terms = self.terms(size / len(estimate) ** 0.5, mesh.sizes(size), solution.solver)
-        return self._aggregated(terms, max(len(size), 1))
+            return self._rows(estimate * self.factor(sizes, solution.solver), counts).mean()
+        norms = torch.linalg.vector_norm(estimate, dim=0)  # its gradient at 0 is 0
+        count = max(len(norms), 1) if self.aggregate == "mean" else 1
+        scale = 1 / (count * len(estimate) ** 0.5)
+        factors = norms.new_tensor([scale * self.factor(size, solution.solver) for size in mesh.sizes()])
+        return (norms * factors).amax() if self.aggregate == "max" and len(norms) else norms.dot(factors)
 
-    def _aggregated(self, terms: Tensor, counts: Tensor | int) -> Tensor:
-        """Of terms (N,) or (R, N), `counts` of each row: 0-dim or (R,); 0 where there are none."""
+    def _rows(self, terms: Tensor, counts: Tensor) -> Tensor:
+        """Of terms (B, N), `counts` of each row: (B,); 0 where there are none."""
         if self.aggregate == "max" and terms.shape[-1]:
             return terms.amax(dim=-1)
         total = terms.sum(dim=-1)
@@ -94,8 +96,8 @@ class GlobalError(StepCost):
     def refuse(self, solver: Any) -> None:
         needs_error(solver, type(self).__name__)
 
-    def terms(self, estimate: Tensor, sizes: Tensor, solver: Any) -> Tensor:
-        return estimate * sizes
+    def factor(self, size: Any, solver: Any) -> Any:
+        return size
 
 
 @final
@@ -123,5 +125,5 @@ class Stiffness(StepCost):
     def refuse(self, solver: Any) -> None:
         needs_stiffness(solver, type(self).__name__)
 
-    def terms(self, estimate: Tensor, sizes: Tensor, solver: Any) -> Tensor:
-        return estimate / solver.stability
+    def factor(self, size: Any, solver: Any) -> Any:
+        return 1 / solver.stability

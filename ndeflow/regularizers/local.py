@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from bisect import bisect_right
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, final
+from itertools import accumulate
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -14,37 +16,35 @@ from ndeflow.numerics import single
 from ndeflow.numerics.adaptive import Adaptive
 from ndeflow.numerics.adaptive_stochastic import AdaptiveStochastic
 from ndeflow.numerics.field import path_of
+from ndeflow.numerics.mesh import SharedMesh
+from ndeflow.numerics.replay import Ambient
 from ndeflow.numerics.solution import Solution
+from ndeflow.numerics.trace import Trail
 from ndeflow.regularizers.solvers import needs_error, needs_stiffness
-from ndeflow.regularizers.solves import SolvePenalty, read_at_random
+from ndeflow.regularizers.solves import SolvePenalty
 
 Sampling = Literal["unbiased", "biased"]
+Start = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Where the steps of rows begin: t, (B,), y, (B, *state), the sizes h and the weights, (B,), all constants."""
+
 SLACK = 1e-6  # of a step
-
-
-class Start(NamedTuple):
-    """Where a step begins: t, its size h and a weight, each (B,), and y, (B, *state), all constants."""
-
-    t: Tensor
-    y: Tensor
-    h: Tensor
-    weight: Tensor
 
 
 class LocalCost(SolvePenalty):
     """An estimate of one more step, from a state y* on the solution at a random time t*.
 
-    The step has the size h of the accepted one that covers t*; t*, y* and h are constants, the first stage is not. From
-    a t* so late that the step would pass the end of the solve, or a knot of its control path, the accepted step itself
-    is taken. No gradient of the solve is needed, and so any adjoint serves. Pal, Edelman, Rackauckas 2023, "Locally
-    regularized neural differential equations", section 3; there the first stage is a constant too, whose gradient is
-    not that of the error.
+    The step has the size h of the accepted one that covers t*, and y* is where a step of the method from the start of
+    that one to t* comes to; t*, y* and h are constants, the first stage is not. From a t* so late that the step would
+    pass the end of the solve, a knot of its control path, or of an SDE a save time, the accepted step itself is taken.
+    No gradient of the solve is needed, and so any adjoint serves; the solve itself is as it were without. Pal, Edelman,
+    Rackauckas 2023, "Locally regularized neural differential equations", section 3; there the first stage is a constant
+    too, whose gradient is not that of the error.
 
     sampling: "unbiased", t* uniform in time; "biased", at the start of an accepted step, each as likely as the others:
     denser where the dynamics are hard. Both are weighted to have the mean of the sum over all steps. All rows have one
-    t*, as a fraction of their times, and with "biased" where rows step apart each its own. Several solves are added up.
-    A step of an SDE has noise of its own; its y* between two steps is interpolated linearly, and so only with shared
-    stepping.
+    t*, where they step together in the same step, which counts with its mean size; apart, as a fraction of their times,
+    and with "biased" each its own. Several solves are added up. A step of an SDE has noise of its own; its y* between
+    two steps is interpolated linearly, and so only with shared stepping.
     """
 
     def __init__(self, weight: float | Decay, sampling: Sampling) -> None:
@@ -58,62 +58,89 @@ class LocalCost(SolvePenalty):
         """Raise ValueError, with the cure, for a solver whose steps do not estimate it."""
 
     @abstractmethod
-    def term(self, error: Tensor | None, stiffness: Tensor | None, start: Start, solver: Any) -> Tensor:
-        """(B,), of the step's estimates; its root mean square, or where rows step apart its mean, is the penalty."""
+    def chosen(self, error: Tensor | None, stiffness: Tensor | None) -> Tensor | None:
+        """Which of a step's estimates is penalised."""
+
+    @abstractmethod
+    def factor(self, weight: Any, solver: Any) -> Any:
+        """What it is multiplied by, for a step that stands for so much time: a number, or (B,)."""
 
     def check(self, model: Any) -> None:
-        solver = model.solver
-        if solver is not None:
-            self.refuse(solver)
+        if model.solver is not None:
+            self._check(model.solver)
+
+    def prepare(self, problem: Problem) -> Problem:
+        return replace(problem, keep_mesh=True)
+
+    def of(self, one: Solved) -> Tensor:
+        solution, solver = one.solution, one.solution.solver
+        self._check(solver)
+        assert isinstance(solver, Adaptive)
+        if not solver.apart:
+            return self._together(solution)
+        return self._apart(solution, solver) if solution.stats.steps.shape[1] else solution.ys.sum() * 0.0
+
+    def _check(self, solver: Any) -> None:
+        self.refuse(solver)
         if isinstance(solver, AdaptiveStochastic) and solver.apart and self.sampling == "unbiased":
             raise ValueError(
                 "expected sampling=biased where the rows of an SDE step apart, whose states are known at the ends of "
                 "their steps, got unbiased; use sampling=biased, or batching=shared"
             )
 
-    def prepare(self, problem: Problem) -> Problem:
-        problem = replace(problem, keep_mesh=True)
-        if self.sampling == "biased":
-            return problem
-        return read_at_random(problem, 1)
-
-    def of(self, one: Solved) -> Tensor:
-        solution = one.solution
-        solver = solution.solver
-        self.refuse(solver)
-        assert isinstance(solver, Adaptive)
-        if solution.stats.steps.shape[1] == 0:
+    def _together(self, solution: Solution) -> Tensor:
+        """Of rows that step together: the root mean square."""
+        mesh, trail = solution.stats.mesh, solution.stats.trail
+        assert isinstance(mesh, SharedMesh) and trail is not None
+        if not trail.nodes:
             return solution.ys.sum() * 0.0
-        start = self._biased(solution) if self.sampling == "biased" else self._unbiased(one)
-        error, stiffness = single.estimates(solver, solution.problem, start.t, start.y, start.h, _noise(solution))
-        terms = self.term(error, stiffness, start, solver)
-        return terms.mean() if solver.apart else torch.linalg.vector_norm(terms) / len(terms) ** 0.5
+        number, fraction, weight = self._drawn(mesh.sizes(), trail)
+        estimate = self.chosen(*single.estimates(solution, number, fraction, _noise(solution)))
+        assert estimate is not None
+        return torch.linalg.vector_norm(estimate) * (self.factor(weight, solution.solver) / len(estimate) ** 0.5)
+
+    def _drawn(self, sizes: list[float], trail: Trail) -> tuple[int, float, float]:
+        """A step, the fraction of it where the one more begins, and a weight: N h, or t1 - t0."""
+        u, ends, last = torch.rand((), dtype=torch.float64).item(), [*accumulate(sizes)], len(sizes) - 1
+        if self.sampling == "biased":
+            number = min(int(u * len(sizes)), last)
+            return number, 0.0, len(sizes) * sizes[number]
+        number = min(bisect_right(ends, u * ends[-1]), last)
+        fraction = max(0.0, 1 - (ends[number] - u * ends[-1]) / sizes[number])
+        node = trail.nodes[number]
+        over = node.theta + (1 + fraction) * node.dtheta > 1 + SLACK * node.dtheta
+        return number, 0.0 if over else fraction, ends[-1]
+
+    def _apart(self, solution: Solution, solver: Adaptive) -> Tensor:
+        """Of rows that step apart: the mean."""
+        t, y, h, weight = self._biased(solution) if self.sampling == "biased" else self._unbiased(solution, solver)
+        t, h = (x.view(-1, *[1] * (y.dim() - 1)) for x in (t, h))
+        step = solver.step(solution.problem, t, y, h, noise=_noise(solution))
+        estimate = self.chosen(step.ratio, step.stiffness)
+        assert estimate is not None
+        return (estimate * self.factor(weight.to(estimate), solver)).mean()
 
     def _biased(self, solution: Solution) -> Start:
         """At an accepted step, one of N: weight N h."""
-        stats, solver = solution.stats, solution.solver
-        assert isinstance(solver, Adaptive)
-        counts = stats.accepted
-        u = torch.rand(len(counts) if solver.apart else 1, device=counts.device)
-        j = (u * counts).long().clamp(max=stats.steps.shape[1] - 1)
+        counts = solution.stats.accepted
+        j = (torch.rand(len(counts), device=counts.device) * counts).long().clamp(max=solution.stats.steps.shape[1] - 1)
         t, y, h = _accepted(solution, j)
-        return Start(t, y, h, counts.clamp(min=1) * h.abs())
+        return t, y, h, counts.clamp(min=1) * h.abs()
 
-    def _unbiased(self, one: Solved) -> Start:
-        """At the probe, with the size of the step that covers it: weight t1 - t0."""
-        solution, place = one.solution, one.probes.start
-        ts = solution.ts.detach()
-        ts = (ts if ts.dim() == 2 else ts.expand(len(solution.ys), -1)).to(solution.stats.times.dtype)
-        t, last = ts[:, place], ts[:, solution.problem.ts.shape[-1] - 1]
-        times, steps = solution.stats.times, solution.stats.steps
+    def _unbiased(self, solution: Solution, solver: Adaptive) -> Start:
+        """At a time of the same fraction in all rows, with the size of the step that covers it: weight t1 - t0."""
+        times, steps, ts = solution.stats.times, solution.stats.steps, solution.problem.ts.detach()
+        first, last = (ts[..., place].to(times).expand(len(times)) for place in (0, -1))
+        t = first + torch.rand((), dtype=times.dtype, device=times.device) * (last - first)
         moves = steps != 0
         fraction = (t.unsqueeze(1) - times) / torch.where(moves, steps, 1.0)
         j = (moves & (fraction >= 0) & (fraction <= 1 + SLACK)).long().argmax(dim=1)
         before, y, h = _accepted(solution, j)
         over = (t + h - _edge(solution, before + h, last)) * h.sign() > SLACK * h.abs()
-        state = solution.ys[:, place].detach()
-        y = torch.where(over.view(-1, *[1] * (y.dim() - 1)), y, state)
-        return Start(torch.where(over, before, t), y, h, (last - ts[:, 0]).abs())
+        start, ahead = (x.view(-1, *[1] * (y.dim() - 1)) for x in (before, torch.where(over, 0.0, t - before)))
+        with torch.no_grad(), Ambient.of(y)():
+            y = solver.step(solution.problem, start, y, ahead).y
+        return torch.where(over, before, t), y, h, (last - first).abs()
 
 
 def _accepted(solution: Solution, j: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,9 +183,11 @@ class LocalError(LocalCost):
     def refuse(self, solver: Any) -> None:
         needs_error(solver, type(self).__name__)
 
-    def term(self, error: Tensor | None, stiffness: Tensor | None, start: Start, solver: Any) -> Tensor:
-        assert error is not None
-        return error * start.weight.to(error.dtype)
+    def chosen(self, error: Tensor | None, stiffness: Tensor | None) -> Tensor | None:
+        return error
+
+    def factor(self, weight: Any, solver: Any) -> Any:
+        return weight
 
 
 @final
@@ -171,6 +200,8 @@ class LocalStiffness(LocalCost):
     def refuse(self, solver: Any) -> None:
         needs_stiffness(solver, type(self).__name__)
 
-    def term(self, error: Tensor | None, stiffness: Tensor | None, start: Start, solver: Any) -> Tensor:
-        assert stiffness is not None
-        return stiffness / solver.stability
+    def chosen(self, error: Tensor | None, stiffness: Tensor | None) -> Tensor | None:
+        return stiffness
+
+    def factor(self, weight: Any, solver: Any) -> Any:
+        return 1 / solver.stability

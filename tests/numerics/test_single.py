@@ -1,6 +1,9 @@
-"""One step by itself: where solves are compiled it is too, with the values and gradients of the solver's own step."""
+"""One more step: where solves are compiled it is too, with the values and gradients of the solver's own step."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +12,11 @@ from torch import nn
 from ndeflow.contracts import Problem
 from ndeflow.numerics import single
 from ndeflow.numerics.adaptive_stochastic import AdaptiveStochastic
+from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.explicit import RungeKutta
-from ndeflow.numerics.field import Controlled
+from ndeflow.numerics.field import Controlled, conditions
 from ndeflow.numerics.paths import Linear
+from ndeflow.numerics.solution import Adjoint
 from ndeflow.numerics.solve import pose
 from tests.numerics.sdes import Waves
 from tests.regularizers.fields import Net
@@ -34,55 +39,90 @@ def problems() -> dict[str, tuple[Problem, torch.Tensor | None]]:
     torch.manual_seed(3)
     y0, ts = torch.randn(4, 2, dtype=F64), torch.tensor([0.0, 1.0, 2.0], dtype=F64)
     own = ts + torch.linspace(0, 0.5, 4, dtype=F64)[:, None]
-    path = Linear.through(own, torch.randn(4, 3, 2, dtype=F64))
-    return {
+    path = Linear.through(own, torch.randn(4, 3, 2, dtype=F64, requires_grad=True))
+    found = {
         "own times": (pose(Net(), y0, own), None),
         "path": (pose(Controlled(Rates()), y0, own, context=path), None),
         "noise": (pose(Waves(), torch.randn(4, 3, dtype=F64), ts), torch.randn(4, 2, 3, dtype=F64)),
     }
+    return {name: (replace(problem, keep_mesh=True), noise) for name, (problem, noise) in found.items()}
+
+
+def wanted(problem: Problem) -> list[torch.Tensor]:
+    """What gradients are asked of: parameters, and the leaves of the context."""
+    tensors = [*problem.field.parameters(), *conditions(problem.context, ())]
+    return [x for x in tensors if x.requires_grad]
 
 
 def summed(found: single.Estimates, problem: Problem) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The estimates there are, and a weighted sum of all with its gradients, on the graph."""
     values = [x for x in found if x is not None]
-    weights = [p for p in problem.field.parameters() if p.requires_grad]
     total = sum((x * torch.arange(1.0, 5.0, dtype=F64)).sum() for x in values)
     assert isinstance(total, torch.Tensor)
-    return values, list(torch.autograd.grad(total, weights))
+    return values, list(torch.autograd.grad(total, wanted(problem), allow_unused=True, create_graph=True))
+
+
+def twice(gradients: list[torch.Tensor], problem: Problem) -> Sequence[torch.Tensor | None]:
+    """Gradients of the sum of squares of gradients."""
+    total = torch.cat([g.flatten() for g in gradients if g is not None]).square().sum()
+    return torch.autograd.grad(total, wanted(problem), allow_unused=True)
+
+
+def close(ours: Sequence[torch.Tensor | None], theirs: Sequence[torch.Tensor | None]) -> bool:
+    def alike(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+        return a is b if a is None or b is None else torch.allclose(a, b, rtol=1e-6, atol=1e-10)
+
+    return all(map(alike, ours, theirs)) and len(ours) == len(theirs)
 
 
 @pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()], ids=lambda a: type(a).__name__)
 @pytest.mark.parametrize("name", problems())
-def test_compiled_and_uncompiled_steps_agree(name: str) -> None:
+def test_compiled_and_uncompiled_steps_agree(name: str, adjoint: Adjoint) -> None:
+    """At the start of an accepted step and inside it, with their gradients, and these with theirs."""
     problem, noise = problems()[name]
-    t = torch.full((4,), 0.6, dtype=F64) if problem.ts.dim() == 1 else problem.ts[:, 0] + 0.4
-    y, h = torch.randn_like(problem.y0), torch.full((4,), 0.3, dtype=F64)
     made = AdaptiveStochastic if noise is not None else RungeKutta
-    found = []
-    for choice in ("off", "on"):
-        solver = made(rtol=1e-3, atol=1e-3, compile=choice)
-        found.append(summed(single.estimates(solver, problem, t, y, h, noise), problem))
-    step = made(rtol=1e-3, atol=1e-3, compile="off").step(problem, t.view(4, 1), y, h.view(4, 1), noise=noise)
-    assert step.ratio is not None and torch.equal(found[0][0][0], step.ratio)
-    for ours, theirs in zip(*found, strict=True):
-        assert ours and len(ours) == len(theirs)
-        assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-12) for a, b in zip(ours, theirs, strict=True))
+    off, on = (made(rtol=1e-3, atol=1e-3, compile=choice) for choice in ("off", "on"))
+    solved, compiled = adjoint(off, problem), adjoint(on, problem)
+    assert len(solved.stats.steps[0]) > 2
+    for fraction in (0.0, 0.4):
+        values, gradients = summed(single.estimates(solved, 1, fraction, noise), problem)
+        others, theirs = summed(single.estimates(compiled, 1, fraction, noise), problem)
+        assert values and close(values, others) and close(gradients, theirs)
+        assert close(*(twice(found, problem) for found in (gradients, theirs)))
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("choice", ["off", "on"])
+def test_it_is_a_step_of_the_solver_from_where_a_shorter_one_comes_to(choice: str) -> None:
+    problem, _ = problems()["own times"]
+    solver = RungeKutta(rtol=1e-3, atol=1e-3, compile=choice)
+    solution = Direct()(solver, problem)
+    assert solution.stats.states is not None
+    t, y, h = solution.stats.times[:, 1:2], solution.stats.states[:, 1], solution.stats.steps[:, 1:2]
+    plain = RungeKutta(rtol=1e-3, atol=1e-3, compile="off")
+    for fraction in (0.0, 0.7):
+        start = plain.step(problem, t, y, fraction * h).y.detach()
+        want = plain.step(problem, t + fraction * h, start, h)
+        values, gradients = summed(single.estimates(solution, 1, fraction), problem)
+        theirs, own = summed((want.ratio, want.stiffness), problem)
+        assert close(values, theirs) and close(gradients, own)
 
 
 @pytest.mark.usefixtures("traced")
 def test_a_step_uses_the_programs_of_the_solve() -> None:
-    """No function of a field is compiled anew for it."""
+    """No function of a field is compiled anew for it, and at an accepted step none is called before the backward."""
     from ndeflow.numerics.accounts import account
-    from ndeflow.numerics.adjoint import Direct
 
     ts = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
-    problem = pose(Net(), torch.ones(4, 2, dtype=F64), ts).with_probes(torch.tensor([0.3], dtype=F64))
-    solver = RungeKutta(compile="on")
-    solution = Direct()(solver, problem)
+    problem = replace(pose(Net(), torch.ones(4, 2, dtype=F64), ts), keep_mesh=True)
+    solution = Direct()(RungeKutta(compile="on"), problem)
     solution.ys.sum().backward()
     entries = account(problem.field).entries
     before = [len(found) for entry in entries.values() for found in entry.programs.values()]
-    t, h = solution.stats.times[:, 1], solution.stats.steps[:, 1]
-    ratio, _ = single.estimates(solver, problem, t, problem.y0, h)
-    assert ratio is not None
+    for fraction in (0.0, 0.5):
+        ratio, _ = single.estimates(solution, 1, fraction)
+        assert ratio is not None
+        ratio.sum().backward()
     after = [len(found) for entry in entries.values() for found in entry.programs.values()]
     assert len(entries) == 1 and sum(after) - sum(before) <= 1  # the first slope after a knot

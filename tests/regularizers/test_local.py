@@ -15,6 +15,8 @@ from ndeflow.numerics.field import Controlled
 from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.paths import Hermite
 from ndeflow.numerics.reversible import Reversible
+from ndeflow.numerics.solution import Solution
+from ndeflow.numerics.solve import solve
 from ndeflow.regularizers import GlobalError, LocalError, LocalStiffness, Stiffness
 from tests.regularizers.fields import Net, prepared
 
@@ -26,6 +28,36 @@ ADJOINTS = [Direct(), Checkpointed(), Backsolve(), Reversible()]
 
 def start(rows: int = 4) -> torch.Tensor:
     return torch.randn(rows, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
+
+
+def place(solution: Solution, time: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A time, the state that a step from the last accepted one before it comes to, and that one's size."""
+    t, times, states = torch.tensor(time, dtype=F64), solution.stats.times[0], solution.stats.states
+    j = int((times <= t).sum()) - 1
+    assert states is not None
+    y = SOLVER.step(solution.problem, times[j], states[:, j], t - times[j]).y.detach()
+    return t, y, solution.stats.steps[0][j]
+
+
+@pytest.mark.parametrize("sampling", ["unbiased", "biased"])
+@pytest.mark.parametrize("batching", ["shared", "per_sample"])
+def test_the_solve_is_as_without_the_penalty(batching, sampling):
+    solver, field = RungeKutta(batching=batching, compile="off"), Net()
+    _, solution = prepared(LocalError(sampling=sampling), field, start(), TS, solver=solver)
+    plain = solve(field, start(), TS, solver=solver)
+    assert torch.equal(solution.ys, plain.ys) and torch.equal(solution.stats.steps, plain.stats.steps)
+
+
+@pytest.mark.parametrize("batching", ["shared", "per_sample"])
+def test_the_mean_of_the_unbiased_penalty_over_times_is_nearly_the_global_error(batching, drawn):
+    """But for what the error changes within a step, and a last step that would pass the end."""
+    field, solver = Net(), RungeKutta(rtol=1e-8, atol=1e-8, batching=batching, compile="off")
+    rows, times = start(4 if batching == "shared" else 1), 64
+    whole, local = prepared(GlobalError(), field, rows, TS, solver=solver)[0], 0.0
+    for k in range(times):
+        drawn((k + 0.5) / times)
+        local += prepared(LocalError(), field, rows, TS, solver=solver)[0].item() / times
+    assert abs(local - whole.item()) < 0.1 * whole.item()
 
 
 @pytest.mark.parametrize("batching", ["shared", "per_sample"])
@@ -50,10 +82,10 @@ def test_the_unbiased_penalty_is_a_step_from_a_random_time(adjoint, drawn):
     field, y0 = Net(), start()
     drawn(0.37)
     value, solution = prepared(LocalError(), field, y0, TS, solver=SOLVER, adjoint=adjoint)
-    t, y = 0.37 * 2.0, solution.ys[:, 3].detach()
-    times, steps = solution.stats.times[0], solution.stats.steps[0]
-    j = int((times <= t).sum()) - 1
-    step = SOLVER.step(solution.problem, torch.tensor(t, dtype=F64), y, steps[j])
+    t, y, h = place(solution, 0.37 * 2.0)
+    exact = solve(field, y0, torch.stack([TS[0], t]), solver=RungeKutta(rtol=1e-9, atol=1e-9, compile="off")).ys[:, -1]
+    assert torch.allclose(y, exact, atol=1e-3)
+    step = SOLVER.step(solution.problem, t, y, h)
     want = 2.0 * step.ratio.square().mean().sqrt()
     assert torch.allclose(value, want, rtol=1e-6)
     got, own = (torch.autograd.grad(x, field.net[0].weight)[0] for x in (value, want))
@@ -96,8 +128,7 @@ def test_gradients_are_those_of_small_differences(drawn):
     field, y0 = Net(), start()
     drawn(0.37)
     value, solution = prepared(LocalError(), field, y0, TS, solver=SOLVER)
-    t, y = torch.tensor(0.37 * 2.0, dtype=F64), solution.ys[:, 3].detach()
-    h = solution.stats.steps[0][int((solution.stats.times[0] <= t).sum()) - 1]
+    t, y, h = place(solution, 0.37 * 2.0)
     scale = (y.abs().maximum(SOLVER.step(solution.problem, t, y, h).y.detach().abs()) + 1) * 1e-5
 
     def error():
