@@ -23,13 +23,14 @@ used by others           of all cores, before the first case and after each, whi
 kept          MB held between the forward and the backward pass, the solution among them, weights not
 error, gradient          largest error of the end state, relative one of the gradient; against float64 at 1e-8; of an
               SDE against float64 in the same steps with the same noise, of ndeflow alone
-penalty       percent that one of weight 0 adds to the fastest call and to the median: of GlobalError (ndeflow-error),
-              of the sum of stats.stiffness (ndeflow-stiffness)
+penalty       percent that one of weight 0 adds to the fastest call and to the median: GlobalError (ndeflow-error),
+              Stiffness, LocalError, biased and not (its fastest call is one at an accepted step, as where t* is late)
 / bare field  time over that of as many evaluations of the bare field, compiled by torch.compile
 torchdiffeq / ...        how many times as long a peer takes by the clock (by processor time: less disturbed by others)
 
 The case compile makes a step and its vector-Jacobian product in two processes: cold, then with the code of the first.
-Bars: 40 and 6 s of processor time; 10 % for a penalty. How many times as long the others take at least: sde-euler 2.4
+Bars: 40 and 6 s of processor time; 10 % for a penalty, of LocalError 1.4 accepted steps.
+How many times as long the others take at least: sde-euler 2.4
 (torchsde), 1.2 (scan); sde-euler-unit 30 (torchsde); sde-milstein 3, 1.5; sde-50000 1 (loop), and ndeflow no more than
 12 times its sde-5000; cde-rk4 2 (torchcde), 1 (diffrax-checkpointed), 1 / 1.2 (diffrax-backsolve); cde-dopri5 5, 2, 1.
 

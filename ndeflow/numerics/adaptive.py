@@ -85,6 +85,10 @@ class Adaptive(Marching):
         from the device.
         """
 
+    def reach(self, system: System, t: Tensor, z: Tensor, h: Tensor) -> Tensor:
+        """The state that `advance` comes to, alone, of an equation without noise."""
+        return self.advance(system, t, z, h).y
+
     def pace(self, system: System, stepper: Stepper, trace: Trace) -> Pace:
         """The pace of a march."""
         kind = PerSample if self.apart else Shared

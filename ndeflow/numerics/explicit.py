@@ -101,6 +101,11 @@ class RungeKutta(Adaptive):
             stiffness = quotient(k1 - k0, g1 - g0, k1, g1)
         return Step(z1, error, ratio, stiffness, mid, ks[-1])
 
+    def reach(self, system: System, t: Tensor, z: Tensor, h: Tensor) -> Tensor:
+        t, h = t.to(z.dtype.to_real()), h.to(z.dtype.to_real())
+        ks, _ = stages(system, self.tableau.inner, t, z, h, None)
+        return torch.addcmul(z, combine(self.tableau.a[-1], ks), h)
+
     def engage(self, system: InitialValue, recording: bool, keeping: bool) -> Self:
         system.engine = stepper_for(self, PairForm(self), system, recording, keeping)
         return self

@@ -43,7 +43,7 @@ def estimates(solution: Solution, number: int, fraction: float = 0.0, noise: Ten
             z = torch.lerp(z, system.join(stats.trail.state(number + 1), None), fraction)
         elif fraction:
             start, size = leg.moment(node.theta, fraction * node.dtheta)
-            z = stepper.step(leg, start, z, size, node.carry if compiled else None).y
+            z = stepper.step(leg, start, z, size, node.carry).y if compiled else solver.reach(leg, start, z, size)
     if not compiled:
         step = stepper.step(leg, t, z, h, None, noise)
         return step.ratio, step.stiffness

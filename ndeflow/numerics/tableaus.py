@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Tableau:
     def same_last(self) -> bool:
         """First same as last: the last stage is f(t + h, y1)."""
         return self.a[-1] == self.b[:-1] and self.b[-1] == 0
+
+    @property
+    def inner(self) -> Tableau:
+        """All stages but the last, which y1 of a pair does not need."""
+        return replace(self, c=self.c[:-1], a=self.a[:-1])
 
 
 EULER = Tableau(1, c=(0,), a=((),), b=(1,))
