@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,18 @@ FORWARD = ("ndeflow", "ndeflow-eager", "torchdiffeq", "torchode", "diffrax", "ba
 EAGER = ("ndeflow-eager", "ndeflow-eager-checkpointed", "torchdiffeq", "torchdiffeq-adjoint", "torchode")
 STIFF = ("ndeflow", "ndeflow-rows", "ndeflow-eager", "ndeflow-eager-rows", "ndeflow-eager-separate")
 MEMORY = ("ndeflow-checkpointed", "ndeflow-eager-checkpointed", "ndeflow-eager")
+STEPS = ("error", "stiffness", "local", "local-biased")  # penalties of what the solver's steps say
+PATHS = ("kinetic", "jacobian", "taylor", "polynomial")  # of the solution
 PLAIN = {  # a system without the penalty, of each that has one
-    f"{plain}-{penalty}": plain
-    for plain in ("ndeflow", "ndeflow-eager")
-    for penalty in ("error", "stiffness", "local", "local-biased")
+    f"{plain}-{penalty}": plain for plain in ("ndeflow", "ndeflow-eager") for penalty in (*STEPS, *PATHS)
 }
-PENALTY = (*dict.fromkeys(PLAIN.values()), *PLAIN)
+
+
+def penalised(penalties: Sequence[str]) -> tuple[str, ...]:
+    """The systems with these penalties, and before them those without one."""
+    return (*dict.fromkeys(PLAIN.values()), *(name for name in PLAIN if name.endswith(tuple(penalties))))
+
+
 TINY = ("ndeflow-eager", "ndeflow-eager-checkpointed", "torchdiffeq")
 
 STEPPED = (
@@ -57,7 +64,7 @@ ALONG = (
 KNOTS = tuple(name for name in ALONG if not name.endswith("-jumps"))  # where every step ends on one
 
 COMPILING = "first call 40 s of processor time cold, 6 cached"
-WEIGHTLESS = "of a penalty of weight 0: error and stiffness 10 %, local 1.4 accepted steps"
+WEIGHTLESS = "a penalty of weight 0: error and stiffness 10 %, local 1.4 accepted steps"
 
 
 @dataclass(frozen=True)
@@ -194,8 +201,9 @@ CASES = {
         ODE("stiff-32", STIFF, stiff=500.0, train=False, repeats=5),
         ODE("memory-1000", MEMORY, batch=512, steps=1_000, repeats=2),
         ODE("compile", ("ndeflow",), repeats=2, processes=("compile, cold", "compile, cached"), bar=COMPILING),
-        ODE("penalty-32", PENALTY, bar=WEIGHTLESS),
-        ODE("penalty-512", PENALTY, batch=512, bar=WEIGHTLESS),
+        ODE("penalty-32", penalised(STEPS), bar=WEIGHTLESS),
+        ODE("penalty-512", penalised(STEPS), batch=512, bar=WEIGHTLESS),
+        ODE("penalty-path", penalised(PATHS)),
         SDE(
             "sde-euler",
             STEPPED,

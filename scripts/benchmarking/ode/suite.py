@@ -9,7 +9,15 @@ from benchmarking.ode.problem import ODEProblem
 from benchmarking.ode.systems import STAGES, BareField, Ndeflow, Separate, TorchDiffEq, Torchode
 from benchmarking.system import Suite, System
 from ndeflow import Checkpointed, Direct, Regularizer
-from ndeflow.regularizers import GlobalError, LocalError, Stiffness
+from ndeflow.regularizers import (
+    GlobalError,
+    JacobianFrobenius,
+    Kinetic,
+    LocalError,
+    Stiffness,
+    TaylorDerivative,
+    TrajectoryPolynomial,
+)
 
 
 def diffrax(problem: ODEProblem) -> System[ODEProblem]:
@@ -23,6 +31,10 @@ PENALTIES: dict[str, Callable[[], Regularizer]] = {
     "stiffness": Stiffness,
     "local": LocalError,
     "local-biased": lambda: LocalError(sampling="biased"),
+    "kinetic": Kinetic,
+    "jacobian": JacobianFrobenius,
+    "taylor": TaylorDerivative,
+    "polynomial": TrajectoryPolynomial,
 }
 
 
