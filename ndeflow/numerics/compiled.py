@@ -222,9 +222,32 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
 
     keep_freed_memory()
     fakes = [node.meta["val"] for node in _placeholders(graph)]
-    with torch.no_grad(), _quiet(), config.patch(cpp_wrapper=True), tracing(TracingContext(fakes[0].fake_mode)):
+    mode = TracingContext(fakes[0].fake_mode)
+    with torch.no_grad(), _quiet(), row_by_row(), config.patch(cpp_wrapper=True), tracing(mode):
         compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=True, is_inference=True)
     return compiled.current_callable  # its own call looks for a profiler and a cache first
+
+
+@contextmanager
+def row_by_row() -> Iterator[None]:
+    """Inside, loops that hand a row's values on to each other are not fused where a pass takes many rows at once.
+
+    Torch 2.13 keeps the values of the last of these rows only, for all of them (pytorch/pytorch#185702).
+    """
+    from torch._inductor.codegen import cpp
+
+    Fused: Any = cpp.OuterLoopFusedSchedulerNode
+    check = Fused.check_outer_fusion_loop_level_attr
+
+    def checked(self: Any, kernels: Any, depth: int) -> bool:
+        steps = [loop.steps for kernel in kernels for loop in kernel.loop_nest.loops[:depth]]
+        return all(step == 1 for step in steps) and check(self, kernels, depth)
+
+    Fused.check_outer_fusion_loop_level_attr = checked
+    try:
+        yield
+    finally:
+        Fused.check_outer_fusion_loop_level_attr = check
 
 
 def kept_in() -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+
+from ndeflow.numerics.transforms import transformed
 
 
 def derivative(field: Any, t: Tensor, y: Tensor, context: Any) -> Tensor:
@@ -15,31 +19,83 @@ def derivative(field: Any, t: Tensor, y: Tensor, context: Any) -> Tensor:
     return dy[0] if isinstance(dy, tuple) else dy
 
 
-class Divergence(nn.Module, ABC):
+def recorded(evaluate: Callable[[Tensor], Any], y: Tensor) -> tuple[Tensor, Any]:
+    """y, and what a right-hand side gives there, as a function of this y that autograd recorded even without gradients.
+
+    As it is where gradients are enabled, and in inference mode and under the transforms of torch.func.
+    """
+    if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or transformed():
+        return y, evaluate(y)
+    with torch.enable_grad():
+        y = y.detach().requires_grad_()
+        return y, evaluate(y)
+
+
+@final
+class Jacobian:
+    """df/dy of dy/dt = f(t, y), a matrix for each row, by products from the left; rows must not depend on one another.
+
+    dy: f(t, y), (B, *state). Where autograd recorded it as a function of y, the products come from that evaluation.
+    Elsewhere f is evaluated once more: where gradients are enabled but y has none, as at the start of a solve, in
+    inference mode and under the transforms of torch.func.
+    """
+
+    def __init__(self, field: Any, t: Tensor, y: Tensor, dy: Tensor, context: Any) -> None:
+        self.field, self.t, self.y, self.dy, self.context = field, t, y, dy, context
+
+    @cached_property
+    def rows(self) -> list[Tensor]:
+        """The gradient of each of the D components of f: D tensors (B, D)."""
+        units = torch.eye(self.y[0].numel(), dtype=self.y.dtype, device=self.y.device).view(-1, 1, *self.y.shape[1:])
+        return [self._pull(unit.expand_as(self.y)).flatten(1) for unit in units.unbind()]
+
+    def product(self, e: Tensor) -> Tensor:
+        """e' df/dy (B, *state) of e (B, *state); from the rows, where they have been asked for before."""
+        if "rows" not in vars(self):
+            return self._pull(e)
+        weights = e.flatten(1).unsqueeze(-1).unbind(1)
+        return sum(map(torch.mul, weights, self.rows), start=torch.zeros_like(self.rows[0])).view_as(e)
+
+    @cached_property
+    def _pull(self) -> Callable[[Tensor], Tensor]:
+        y, dy = self.y, self.dy
+        if y.requires_grad and dy.requires_grad and not transformed():
+            options: Any = {"retain_graph": True, "create_graph": torch.is_grad_enabled(), "materialize_grads": True}
+            return lambda e: torch.autograd.grad(dy, y, e, **options)[0]
+        pull = torch.func.vjp(partial(_of_state, self.field, self.t, self.context), y)[1]
+        return lambda e: pull(e)[0]
+
+
+def _of_state(field: Any, t: Tensor, context: Any, y: Tensor) -> Tensor:
+    return derivative(field, t, y, context)
+
+
+class JacobianIntegrand(nn.Module, ABC):
+    """An integrand of the Jacobian: `solve` calls it as integrand(jacobian, own), one evaluation shared by them all."""
+
+    @abstractmethod
+    def forward(self, jacobian: Jacobian, own: Any) -> Tensor:
+        """(B,). own: the integrand's own context."""
+
+
+class Divergence(JacobianIntegrand):
     """The integrand tr df/dy of dy/dt = f(t, y): the rate at which the logarithm of a volume grows along the flow.
 
     A density carried by the flow falls at this rate: d log p(y(t)) / dt = -tr df/dy (Chen, Rubanova, Bettencourt,
-    Duvenaud 2018, "Neural ordinary differential equations", theorem 1). Give `solve` the pair (it, own(y0)). Rows must
-    not depend on one another.
+    Duvenaud 2018, "Neural ordinary differential equations", theorem 1). Give `solve` the pair (it, own(y0)).
     """
 
     def own(self, y0: Tensor) -> Any:
         """The integrand's own context for one solve from y0 (B, *state); none by default."""
         return None
 
-    @abstractmethod
-    def forward(self, field: Any, t: Tensor, y: Tensor, dy: Tensor, context: Any, own: Any) -> Tensor:
-        """(B,), at t and y (B, *state), with dy = field(t, y)."""
-
 
 @final
 class ExactDivergence(Divergence):
     """tr df/dy by one product with the Jacobian for each of the D components of the state: for small D."""
 
-    def forward(self, field: Any, t: Tensor, y: Tensor, dy: Tensor, context: Any, own: Any) -> Tensor:
-        pull = torch.func.vjp(lambda z: derivative(field, t, z, context), y)[1]
-        units = torch.eye(y[0].numel(), dtype=y.dtype, device=y.device).view(-1, 1, *y.shape[1:])
-        rows = [pull(unit.expand_as(y))[0].flatten(1) for unit in units.unbind()]
+    def forward(self, jacobian: Jacobian, own: Any) -> Tensor:
+        rows = jacobian.rows
         return sum((row[:, k] for k, row in enumerate(rows)), start=torch.zeros_like(rows[0][:, 0]))
 
 
@@ -59,6 +115,5 @@ class HutchinsonDivergence(Divergence):
     def own(self, y0: Tensor) -> Tensor:
         return torch.randn_like(y0) if self.gaussian else 2 * torch.randint_like(y0, 2) - 1
 
-    def forward(self, field: Any, t: Tensor, y: Tensor, dy: Tensor, context: Any, own: Any) -> Tensor:
-        pull = torch.func.vjp(lambda z: derivative(field, t, z, context), y)[1]
-        return (pull(own)[0] * own).flatten(1).sum(dim=1)
+    def forward(self, jacobian: Jacobian, own: Any) -> Tensor:
+        return (jacobian.product(own) * own).flatten(1).sum(dim=1)

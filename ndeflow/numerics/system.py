@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
+from ndeflow.numerics.derivatives import Jacobian, JacobianIntegrand, recorded
 from ndeflow.numerics.field import SDE, conditions, continuous, rebuilt, with_piece
 from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.purity import versions
@@ -160,6 +161,7 @@ class InitialValue(System):
         self.problem = problem
         self.context = problem.context
         self.integrands = problem.integrands
+        self.recorded = any(isinstance(module, JacobianIntegrand) for module, _ in problem.integrands)
         self.rhs = problem.field.drift if isinstance(problem.field, SDE) else problem.field
         self.rows, self.shape = len(problem.y0), problem.y0.shape[1:]
         self.width = self.shape.numel()
@@ -300,11 +302,16 @@ class InitialValue(System):
     def _evaluated(self, t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """dy/dt, and the integrals' rates: (B, K) that a field gives itself, then (B,) of each integrand."""
         self._calls[0] += 1
-        dy, rates = self.rhs(t, y, *self._arguments()), []
-        if isinstance(dy, tuple):
-            dy, *rates = dy
-        for module, own in self.integrands:
-            rates.append(module(self.problem.field, t, y, dy, self.context, own))
+        if self.recorded:
+            y, dy = recorded(lambda z: self.rhs(t, z, *self._arguments()), y)
+        else:
+            dy = self.rhs(t, y, *self._arguments())
+        dy, *rates = dy if isinstance(dy, tuple) else (dy,)
+        if self.integrands:
+            at = (self.problem.field, t, y, dy, self.context)
+            jacobian = Jacobian(*at)
+            for module, own in self.integrands:
+                rates.append(module(*((jacobian,) if isinstance(module, JacobianIntegrand) else at), own))
         return dy, rates
 
     def _beside(self, y: Tensor, dy: Tensor, rates: list[Tensor]) -> tuple[Tensor, Tensor | None]:

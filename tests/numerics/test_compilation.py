@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from ndeflow.numerics import compilation
 from ndeflow.numerics.compilation import account
+from ndeflow.numerics.compiled import row_by_row
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.solve import solve
 from tests.numerics.compiling import HEUN, OFF, ON, TS, Small, assert_right, programs, tanh
@@ -200,3 +202,16 @@ def test_machine_code(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     assert_same_states(Net(width=4))
     assert any(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize(("steps", "fused"), [((1, 16), True), ((16, 16), False)])
+def test_loops_that_take_many_rows_at_once_are_not_fused(steps, fused):
+    """Steps of the loops over rows, which are fused, and over columns."""
+    from torch._inductor.codegen.cpp import OuterLoopFusedSchedulerNode as Fused
+
+    loops = [SimpleNamespace(var=name, size=64, offset=0, steps=n) for name, n in zip("rc", steps, strict=True)]
+    kernel = SimpleNamespace(loop_nest=SimpleNamespace(loops=loops), ranges=[64, 64])
+    before = Fused.check_outer_fusion_loop_level_attr
+    with row_by_row():
+        assert Fused.check_outer_fusion_loop_level_attr(Fused.__new__(Fused), [kernel, kernel], 1) == fused
+    assert Fused.check_outer_fusion_loop_level_attr is before

@@ -7,7 +7,7 @@ import torch
 
 from ndeflow.numerics.adjoint import Adjoint, Checkpointed, Direct
 from ndeflow.numerics.backsolve import Backsolve
-from ndeflow.numerics.derivatives import Divergence, ExactDivergence, HutchinsonDivergence
+from ndeflow.numerics.derivatives import Divergence, ExactDivergence, HutchinsonDivergence, Jacobian
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.reversible import Reversible
 from ndeflow.numerics.solve import solve
@@ -141,6 +141,54 @@ def test_rows_that_step_apart_agree():
     apart = RungeKutta(rtol=1e-9, atol=1e-9, batching="per_sample", compile="off")
     found = [integral(ExactDivergence(), field, y0, solver=solver)[0] for solver in (TIGHT, apart)]
     torch.testing.assert_close(*found, rtol=1e-7, atol=1e-9)
+
+
+class Counted(Net):
+    calls = 0
+
+    def forward(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(t, y)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_all_that_reads_the_jacobian_shares_the_evaluation_of_the_rate(gradients):
+    """But for the start of a solve that records gradients, from a state that has none."""
+    field, y0 = Counted(), points(3)
+    pairs = tuple((module, module.own(y0)) for module in ALL)
+    with torch.set_grad_enabled(gradients):
+        solution = solve(field, y0, TS, solver=RungeKutta(compile="off"), integrands=pairs)
+    assert field.calls == solution.stats.nfe[0] + gradients
+    assert solution.integrals.requires_grad == gradients
+
+
+def test_products_with_the_jacobian_are_those_of_its_rows():
+    field, y, t, e = Net(), points(3), TS[0], points(3).flip(0)
+    want = torch.stack([torch.func.jacrev(lambda z: field(t, z))(row) for row in y])
+    for start in (y.clone().requires_grad_(), y):  # recorded, and evaluated again
+        jacobian = Jacobian(field, t, start, field(t, start), None)
+        before, rows = jacobian.product(e), torch.stack(jacobian.rows, dim=1)
+        torch.testing.assert_close(rows, want)
+        torch.testing.assert_close(before, torch.einsum("bi,bij->bj", e, want))
+        torch.testing.assert_close(jacobian.product(e), before)
+
+
+def test_a_rate_that_does_not_depend_on_the_state_has_no_divergence():
+    for y0 in (points(3), points(3).requires_grad_()):
+        assert integral(ExactDivergence(), lambda t, y: torch.ones_like(y), y0)[0].count_nonzero() == 0
+
+
+def test_under_function_transforms_and_in_inference_mode():
+    field, y0 = Net(), points(3)
+
+    def total(y: torch.Tensor) -> torch.Tensor:
+        return integral(ExactDivergence(), field, y, TS[:2], solver=RungeKutta("heun", 1e-3, 1e-3))[0].sum()
+
+    (want,) = torch.autograd.grad(total(leaf := y0.clone().requires_grad_()), leaf)
+    torch.testing.assert_close(torch.func.grad(total)(y0), want)
+    with torch.inference_mode():
+        found = total(y0.clone())
+    torch.testing.assert_close(found.item(), total(y0).item())
 
 
 def test_it_does_not_steer_the_steps():
