@@ -31,47 +31,45 @@ class Fused:
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
-        self._programs: WeakKeyDictionary[nn.Module, dict[Hashable, Program]] = WeakKeyDictionary()
+        self._made: WeakKeyDictionary[nn.Module, list[tuple[Hashable, Program]]] = WeakKeyDictionary()
 
     def __call__(self, module: nn.Module, *inputs: Tensor) -> Tensor:
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        learned = {name: x for name, x in tensors.items() if x.requires_grad}
-        rest = {name: x for name, x in tensors.items() if name not in learned}
-        flat = [x.detach() for x in (*learned.values(), *rest.values(), *inputs)]
-        results = self._program(module, list(learned), list(rest), flat, len(inputs))(flat)
+        learned = {name: x for name, x in module.named_parameters() if x.requires_grad}
+        given = dict((*module.named_parameters(), *module.named_buffers()))
+        tensors = {**learned, **given}  # the learned ones first
+        flat = [x.detach() for x in (*tensors.values(), *inputs)]
+        results = self._program(module, list(tensors), len(learned), flat)(flat)
         return _Known.apply(results, *learned.values())  # pyright: ignore[reportReturnType]
 
-    def _program(self, module: nn.Module, learned: list[str], rest: list[str], flat: list[Tensor], k: int) -> Program:
-        """That for these modules and inputs, made where there is none; k: how many of `flat` are inputs."""
-        rows, known = len(flat[-1]), self._programs.setdefault(module, {})
-        shapes = [x.shape for x in flat[:-k]] + [x.shape[1:] for x in flat[-k:]]
-        kind = (*learned, *shapes, *((x.dtype, x.device) for x in flat))
-        program = known.get(kind)
-        if program is not None and program.fits(rows, flat):
-            return program
-        key = kind if program is None else (*kind, rows)
-        if key not in known:
-            known[key] = self._made(module, learned, rest, flat, k)
-        return known[key]
+    def _program(self, module: nn.Module, names: list[str], learned: int, flat: list[Tensor]) -> Program:
+        """That for the module's tensors by these names, of which the first are learned, and the inputs after them."""
+        shapes = [x.shape[i >= len(names) :] for i, x in enumerate(flat)]
+        kind = (*names, learned, *shapes, *((x.dtype, x.device) for x in flat))
+        made = self._made.setdefault(module, [])
+        for known, program in made:
+            if known == kind and program.fits(len(flat[-1]), flat):
+                return program
+        made.append((kind, self._compiled(module, names, learned, flat)))
+        return made[-1][1]
 
-    def _made(self, module: nn.Module, learned: list[str], rest: list[str], flat: list[Tensor], k: int) -> Program:
-        call, names = _Call(module, self.function), [f"module.{name}" for name in (*learned, *rest)]
+    def _compiled(self, module: nn.Module, names: list[str], learned: int, flat: list[Tensor]) -> Program:
+        call, count, name = _Call(module, self.function), len(names), module._get_name()
 
         def both(*flat: Tensor) -> list[Tensor]:
             with torch.enable_grad():
-                leaves = [x.detach().requires_grad_() for x in flat[: len(learned)]]
-                given = dict(zip(names, (*leaves, *flat[len(learned) : -k]), strict=True))
-                value = torch.func.functional_call(call, given, flat[-k:])
+                leaves = [x.detach().requires_grad_() for x in flat[:learned]]
+                tensors = zip(names, (*leaves, *flat[learned:count]), strict=True)
+                value = torch.func.functional_call(call, {f"module.{k}": x for k, x in tensors}, flat[count:])
                 return [value.detach(), *torch.autograd.grad(value, leaves, materialize_grads=True)]
 
-        name, start = module._get_name(), time.perf_counter()
-        _log.warning("a penalty of %s is being compiled: about half a minute once, kept in %s", name, kept_in())
+        _log.warning("a function of %s is being compiled: about half a minute once, kept in %s", name, kept_in())
+        start = time.perf_counter()
         try:
             inspect([module])
-            program = Program(both, flat, [False] * len(names) + [True] * k, {})
+            program = Program(both, flat, [i >= count for i in range(len(flat))], {})
         except Refusal as refusal:
-            raise ValueError(f"expected what can be compiled, got a penalty of {name}: {refusal}") from refusal
-        _log.warning("a penalty of %s was compiled in %.0f seconds", name, time.perf_counter() - start)
+            raise ValueError(f"expected what can be compiled, got a function of {name}: {refusal}") from refusal
+        _log.warning("a function of %s was compiled in %.0f seconds", name, time.perf_counter() - start)
         return program
 
 

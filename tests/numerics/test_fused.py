@@ -45,7 +45,7 @@ def test_value_and_gradient_are_those_of_the_function_for_any_rows_and_weights()
         want, found = gradient(slope, module, *inputs), gradient(fused, module, *inputs)
         torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-14)
         assert want[1].abs().min() > 0
-    assert len(fused._programs[module]) == 1
+    assert len(fused._made[module]) == 1
 
 
 def test_zeros_of_forward_mode_have_memory() -> None:
@@ -64,5 +64,5 @@ def test_zeros_of_forward_mode_have_memory() -> None:
 
 
 def test_what_cannot_be_compiled_is_refused_with_the_reason() -> None:
-    with pytest.raises(ValueError, match="a penalty of Bent: it .*random"):
+    with pytest.raises(ValueError, match="a function of Bent: it .*random"):
         Fused(lambda module, x: (module(x) * torch.rand_like(x[:, 0])).mean())(Bent(), torch.ones(4, 2))
