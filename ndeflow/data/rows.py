@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ndeflow.contracts import Batch, DataSpec, Series
 from ndeflow.data.targets import codes, joined, rows_of_target
@@ -46,38 +45,50 @@ class Rows(NamedTuple):
 
 def rows_of(series: Series) -> Rows:
     """Check a user's series. Raises ValueError naming the first row that is not as `Series` says."""
-    ts = [torch.as_tensor(t).detach().cpu().double() for t in series.ts]
-    ys = [torch.as_tensor(y).detach().cpu().double() for y in series.ys]
-    given = [None] * len(ys) if series.mask is None else list(series.mask)
-    if not ts or not len(ts) == len(ys) == len(given):
-        raise ValueError(f"expected as many rows in ts, ys and mask, got {len(ts)}, {len(ys)} and {len(given)}")
-    for row, (t, y) in enumerate(zip(ts, ys, strict=True)):
-        check_row(row, t, y, channels=ys[0].shape[-1])
-    mask = [observed(row, y, m) for row, (y, m) in enumerate(zip(ys, given, strict=True))]
+    ts, ys = listed(series.ts), listed(series.ys)
+    given = None if series.mask is None else [torch.as_tensor(mask).cpu().bool() for mask in series.mask]
+    count = len(ys) if given is None else len(given)
+    if not ts or not len(ts) == len(ys) == count:
+        raise ValueError(f"expected as many rows in ts, ys and mask, got {len(ts)}, {len(ys)} and {count}")
+    check_shapes(ts, ys, given)
+    lengths = [t.numel() for t in ts]
+    values = torch.cat(ys)
+    check_numbers(torch.cat(ts), values, torch.arange(len(ts)).repeat_interleave(torch.tensor(lengths)))
+    mask = ~values.isnan() if given is None else torch.cat(given) & ~values.isnan()
     inputs = None if series.inputs is None else torch.as_tensor(series.inputs).detach().cpu().double()
     if inputs is not None and (inputs.dim() != 2 or len(inputs) != len(ts)):
         raise ValueError(f"expected inputs of shape ({len(ts)}, S), got {tuple(inputs.shape)}")
-    return Rows(ts, ys, mask, rows_of_target(series.target, len(ts)), inputs)
+    return Rows(ts, ys, list(mask.split(lengths)), rows_of_target(series.target, len(ts)), inputs)
 
 
-def check_row(row: int, t: Tensor, y: Tensor, *, channels: int) -> None:
-    if t.dim() != 1 or y.dim() != 2 or len(t) != len(y) or y.shape[1] != channels or not len(t):
-        raise ValueError(
-            f"row {row}: expected times (T,) and values (T, {channels}), got {tuple(t.shape)} and {tuple(y.shape)}"
-        )
-    if not t.isfinite().all() or (t.diff() < 0).any():
-        raise ValueError(f"row {row}: expected finite, increasing times; sort the row by time")
-    if y.isinf().any():
-        raise ValueError(f"row {row}: infinite value; write NaN where a value is missing")
+def listed(rows: Any) -> list[Tensor]:
+    """Each row in float64; those of one stack are converted at once."""
+    if isinstance(rows, Tensor):
+        return list(rows.detach().cpu().double())
+    return [torch.as_tensor(row).detach().cpu().double() for row in rows]
 
 
-def observed(row: int, y: Tensor, mask: Any) -> Tensor:
-    if mask is None:
-        return ~y.isnan()
-    given = torch.as_tensor(mask).cpu().bool()
-    if given.shape != y.shape:
-        raise ValueError(f"row {row}: expected a mask of shape {tuple(y.shape)}, got {tuple(given.shape)}")
-    return given & ~y.isnan()
+def check_shapes(ts: Sequence[Tensor], ys: Sequence[Tensor], mask: Sequence[Tensor] | None) -> None:
+    channels = ys[0].shape[-1]
+    for row, (t, y) in enumerate(zip(ts, ys, strict=True)):
+        if t.dim() != 1 or y.shape != (*t.shape, channels) or not t.numel():
+            raise ValueError(
+                f"row {row}: expected times (T,) and values (T, {channels}), got {tuple(t.shape)} and {tuple(y.shape)}"
+            )
+    for row, (y, m) in enumerate(zip(ys, mask or ys, strict=True)):
+        if m.shape != y.shape:
+            raise ValueError(f"row {row}: expected a mask of shape {tuple(y.shape)}, got {tuple(m.shape)}")
+
+
+def check_numbers(times: Tensor, values: Tensor, row: Tensor) -> None:
+    """times: (M,), values: (M, C), of all rows one after the other; row: (M,), the number of each one's row."""
+    earlier = (times.diff() < 0) & (row.diff() == 0)
+    wrong = ~times.isfinite() | torch.cat([earlier.new_zeros(1), earlier])
+    if wrong.any():
+        raise ValueError(f"row {int(row[wrong][0])}: expected finite, increasing times; sort the row by time")
+    infinite = values.isinf().any(dim=1)
+    if infinite.any():
+        raise ValueError(f"row {int(row[infinite][0])}: infinite value; write NaN where a value is missing")
 
 
 def join(parts: Mapping[str, Rows]) -> tuple[Rows, dict[str, Tensor]]:
@@ -107,13 +118,18 @@ class Padded(NamedTuple):
 
 def padded(ts: Sequence[Tensor], ys: Sequence[Tensor], mask: Sequence[Tensor]) -> Padded:
     """Fill short rows with their last time, value 0 and mask False."""
-    lengths = torch.tensor([len(t) for t in ts])
-    last = torch.stack([t[-1] for t in ts])
-    times = pad_sequence(list(ts), batch_first=True)
-    beyond = torch.arange(times.shape[1]) >= lengths[:, None]
-    flags = pad_sequence(list(mask), batch_first=True)
-    values = pad_sequence(list(ys), batch_first=True)
-    return Padded(torch.where(beyond, last[:, None], times), values.masked_fill(~flags, 0.0), flags)
+    lengths = torch.tensor([t.numel() for t in ts])
+    within = torch.arange(int(lengths.max())) < lengths[:, None]
+    times, values, flags = (filled(torch.cat(list(rows)), within) for rows in (ts, ys, mask))
+    last = times.gather(1, lengths[:, None] - 1)
+    return Padded(torch.where(within, times, last), values.masked_fill(~flags, 0.0), flags)
+
+
+def filled(flat: Tensor, within: Tensor) -> Tensor:
+    """Rows (N, T, ...) with the values `flat` (M, ...), in order, at the M places in `within` (N, T), and else 0."""
+    rows = flat.new_zeros(*within.shape, *flat.shape[1:])
+    rows[within] = flat
+    return rows
 
 
 def to_batch(rows: Rows, spec: DataSpec, index: Tensor) -> Batch:

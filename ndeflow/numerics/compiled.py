@@ -211,7 +211,14 @@ def _addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
     return x + value * (a * b) if value != 1 else x + a * b
 
 
-_DECOMPOSITIONS = {torch.ops.aten.addcmul.default: _addcmul}  # its own does not broadcast numbers
+def _zeros(size: Sequence[int], *, dtype: torch.dtype, device: torch.device, **_: Any) -> Tensor:
+    return torch.zeros(size, dtype=dtype, device=device)
+
+
+_DECOMPOSITIONS = {
+    torch.ops.aten.addcmul.default: _addcmul,  # its own does not broadcast numbers
+    torch.ops.aten._efficientzerotensor.default: _zeros,  # of forward mode: it has no memory to compute with
+}
 
 
 def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:

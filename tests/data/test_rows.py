@@ -60,7 +60,12 @@ GOOD = Series(torch.arange(3.0).expand(2, 3), torch.zeros(2, 3, 1))
         (GOOD._replace(ys=[torch.zeros(3, 1), torch.zeros(3, 2)]), "row 1: expected times (T,) and values (T, 1)"),
         (GOOD._replace(ts=torch.tensor([[0.0, 1, 2], [0, 2, 1]])), "row 1: expected finite, increasing times"),
         (GOOD._replace(ts=torch.tensor([[0.0, 1, NAN], [0, 1, 2]])), "row 0: expected finite, increasing times"),
+        (
+            GOOD._replace(ts=[torch.tensor([0.0, 1, 2]), torch.zeros(0)], ys=[torch.zeros(3, 1), torch.zeros(0, 1)]),
+            "row 1: expected times (T,) and values (T, 1), got (0,) and (0, 1)",
+        ),
         (GOOD._replace(ys=torch.full((2, 3, 1), float("inf"))), "row 0: infinite value"),
+        (GOOD._replace(ys=[torch.zeros(3, 1), torch.tensor([[0.0], [0.0], [-float("inf")]])]), "row 1: infinite value"),
         (GOOD._replace(mask=torch.ones(2, 2, 1).bool()), "row 0: expected a mask of shape (3, 1), got (2, 1)"),
         (GOOD._replace(inputs=torch.zeros(3, 1)), "expected inputs of shape (2, S), got (3, 1)"),
         (GOOD._replace(target=[1]), "expected one target a row, 2, got 1"),
@@ -70,6 +75,11 @@ GOOD = Series(torch.arange(3.0).expand(2, 3), torch.zeros(2, 3, 1))
 def test_series_that_do_not_fit(bad: Series, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         rows_of(bad)
+
+
+def test_a_row_may_begin_before_the_one_above_ends() -> None:
+    rows = rows_of(Series([torch.tensor([3.0, 4.0]), torch.tensor([0.0])], [torch.zeros(2, 1), torch.ones(1, 1)]))
+    assert [t.tolist() for t in rows.ts] == [[3, 4], [0]] and [m.shape for m in rows.mask] == [(2, 1), (1, 1)]
 
 
 def test_join_numbers_rows_through() -> None:

@@ -106,6 +106,16 @@ def test_gradients_are_those_of_small_differences(penalty, kind) -> None:
     assert_small_differences(value, list(model.parameters()), 1e-6)
 
 
+def test_compiled_it_is_the_same() -> None:
+    torch.manual_seed(2)
+    model = NeuralPotential(2, OU, width=4, depth=1).double()
+    penalties = LogDensityResidual(), LogDensityResidual(compiled=True)
+    found = [penalty.penalty(model, output(model, 40), None, []) for penalty in penalties]
+    gradients = [torch.autograd.grad(value, list(model.parameters())) for value in found]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-10, atol=1e-14)
+
+
 @pytest.mark.parametrize("penalty", [LogDensityResidual(exact=False), ScoreResidual(exact=False)])
 def test_the_penalty_by_probes_is_not_biased(penalty) -> None:
     """Of an exact density it is 0 on average, where the mean square of one residual is not."""
