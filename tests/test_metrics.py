@@ -196,7 +196,7 @@ def test_sliced_wasserstein_of_a_shift_is_its_length_over_the_root_of_the_dimens
     shift = torch.tensor([1.0, -2.0, 2.0], dtype=torch.float64)
     found = sliced_wasserstein(x, (x + shift).flip(0), directions=20_000)
     assert found.item() == pytest.approx(3 / 3**0.5, rel=0.02)
-    assert sliced_wasserstein(x, x.flip(0)) == 0
+    assert sliced_wasserstein(x, x.flip(0)) < 1e-15  # rows are multiplied in other places, and so rounded otherwise
 
 
 def test_sliced_wasserstein_on_a_line_is_that_of_sorted_values():
