@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Tableau:
         """First same as last: the last stage is f(t + h, y1)."""
         return self.a[-1] == self.b[:-1] and self.b[-1] == 0
 
-    @property
+    @cached_property
     def inner(self) -> Tableau:
         """All stages but the last, which y1 of a pair does not need."""
         return replace(self, c=self.c[:-1], a=self.a[:-1])
