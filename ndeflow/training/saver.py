@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Mapping
@@ -26,29 +27,50 @@ class AtomicIO(TorchCheckpointIO):
 
     identity: what is needed to use the weights (configuration, what the data were), plain values; put into every
     checkpoint, weights-only ones included, as checkpoint["ndeflow"], beside the format number.
+
+    Six times the disk must confirm a checkpoint, which takes as long as many steps of a small model. So weights alone
+    wait in memory: they are written before the next whole checkpoint, which says that they are there, or by `settle`.
     """
 
     def __init__(self, identity: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.identity = dict(identity or {})
+        self._waiting: dict[Path, dict[str, Any]] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the checkpoint and its checksum. Raises OSError when it can not; the old files are then intact."""
+        """Write the checkpoint and its checksum, or let it wait.
+
+        Raises OSError when it can not be written; the old files are then intact.
+        """
         checkpoint[KEY] = {"format": FORMAT, **self.identity, **checkpoint.get(KEY, {})}
+        if "optimizer_states" not in checkpoint:
+            self._waiting[Path(path)] = copy.deepcopy(checkpoint)
+            return
+        self.settle()
         write_checkpoint(checkpoint, Path(path))
+
+    def settle(self) -> None:
+        """Write what waits; raises OSError as above."""
+        for path in list(self._waiting):
+            write_checkpoint(self._waiting[path], path)
+            del self._waiting[path]
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """As `read_checkpoint`; nothing but plain values and tensors is ever loaded."""
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
+        self._waiting.pop(Path(path), None)
         for file in (Path(path), checksum_file(Path(path))):
             file.unlink(missing_ok=True)
 
 
 @final
 class BestCheckpoint(ModelCheckpoint):
-    """A ModelCheckpoint that does nothing but after validations, not even look for it after each step."""
+    """A ModelCheckpoint that does nothing but after validations, not even look for it after each step.
+
+    What it saved waits in `AtomicIO`, and is on the disk when training has ended, of itself or not.
+    """
 
     @cached_property
     def state_key(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -59,6 +81,21 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, *args: Any) -> None:
         pass
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        _settle(trainer)
+        trainer.strategy.barrier("best.ckpt")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        _settle(trainer)
+
+
+def _settle(trainer: pl.Trainer) -> None:
+    kept = trainer.strategy.checkpoint_io
+    if isinstance(kept, AtomicIO):
+        kept.settle()
 
 
 def best_checkpoint(folder: Path, monitor: str = "val/loss", mode: str = "min") -> BestCheckpoint:

@@ -54,6 +54,15 @@ def test_stopped_anywhere_in_a_step_or_a_validation(tmp_path, whole, hook):
     tiny.assert_same_run(tmp_path, tiny.fit(tiny.make_trainer(tmp_path), tmp_path).state_dict(), whole)
 
 
+@pytest.mark.parametrize(("hook", "validated"), [("on_before_backward", 10), ("on_validation_end", 20)])
+def test_the_best_weights_are_on_the_disk_when_a_run_stops(tmp_path, hook, validated):
+    with pytest.raises(Interrupted):
+        tiny.fit(tiny.make_trainer(tmp_path, 5, SignalAt(hook, 13)), tmp_path)
+    last, best = (read_checkpoint(tmp_path / "checkpoints" / f"{name}.ckpt") for name in ("last", "best"))
+    score = next(v for k, v in last["callbacks"].items() if k.startswith("BestCheckpoint"))["best_model_score"]
+    assert score is not None and best["global_step"] == validated
+
+
 def test_stopped_five_times(tmp_path, whole):
     for step in (0, 6, 7, 20, 34):
         with pytest.raises(Interrupted):
