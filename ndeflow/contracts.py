@@ -114,9 +114,8 @@ class Problem:
     probes: further times to be read by dense output, in any order, (P,) or (B, P); they follow the T save
     times in the solution and never change the steps of an adaptive solve.
     context: a tensor, a control path, or a NamedTuple of them, every leaf with leading dimension B.
-    integrands: pairs (module, own context), module(field, t, y, dy, context, own) -> (B,), or module(jacobian, own)
-    of a `JacobianIntegrand`: integrated beside the state, outside the error norm; one that is not finite fails the
-    solve as a state does.
+    integrands: pairs (module, own context), module(at, own) -> (B,) with at an `Evaluation` of the field: integrated
+    beside the state, outside the error norm; one that is not finite fails the solve as a state does.
     noise: a `Brownian`, for an SDE. keep_mesh: keep the states at accepted steps in `stats.states`.
     """
 

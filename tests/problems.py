@@ -99,5 +99,5 @@ class Mixed(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
 
-    def forward(self, field, t, y, dy, context, own):
-        return self.weight * own * dy.square().sum(dim=1)
+    def forward(self, at, own):
+        return self.weight * own * at.dy.square().sum(dim=1)

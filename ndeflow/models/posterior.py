@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ndeflow.fields.ode import MLPField
 from ndeflow.nets.mlp import MLP
+from ndeflow.numerics.derivatives import Evaluation, Integrand
 from ndeflow.numerics.field import SDE, required_path
 
 
@@ -32,16 +33,16 @@ class PosteriorSDE(SDE):
 
 
 @final
-class PathKL(nn.Module):
+class PathKL(Integrand):
     """The integrand |(f - h) / sigma|^2 / 2 of a `PosteriorSDE`, (B,).
 
     The expectation of its integral is the divergence of the posterior's paths from the prior's, given the start
     (Girsanov's theorem; Li et al. 2020, section 5). On Euler's steps its sum is that of the two chains exactly.
     """
 
-    def forward(self, field: PosteriorSDE, t: Tensor, y: Tensor, dy: Tensor, context: Any, own: Any) -> Tensor:
-        spread = field.diffusion(t, y) if context is None else field.diffusion(t, y, context)
-        return ((dy - field.prior(t, y)) / spread).square().sum(dim=-1) / 2
+    def forward(self, at: Evaluation, own: Any) -> Tensor:
+        spread = at.field.diffusion(at.t, at.y, *(() if at.context is None else (at.context,)))
+        return ((at.dy - at.field.prior(at.t, at.y)) / spread).square().sum(dim=-1) / 2
 
 
 @final

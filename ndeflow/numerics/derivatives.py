@@ -1,4 +1,4 @@
-"""Derivatives of a right-hand side: its value alone, and integrands of its divergence."""
+"""An evaluation of a right-hand side, products with its Jacobian, and what is integrated beside the state."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def recorded(evaluate: Callable[[Tensor], Any], y: Tensor) -> tuple[Tensor, Any]
 
 
 @final
-class Jacobian:
-    """df/dy of dy/dt = f(t, y), a matrix for each row, by products from the left; rows must not depend on one another.
+class Evaluation:
+    """dy = f(t, y) of a field, (B, *state), and its Jacobian df/dy, a matrix for each row, by products from the left.
 
-    dy: f(t, y), (B, *state). Where autograd recorded it as a function of y, the products come from that evaluation.
-    Elsewhere f is evaluated once more: where gradients are enabled but y has none, as at the start of a solve, in
-    inference mode and under the transforms of torch.func.
+    For these rows must not depend on one another. Where autograd recorded dy as a function of y, they come from that
+    evaluation. Elsewhere f is evaluated once more: where gradients are enabled but y has none, as at the start of a
+    solve, in inference mode and under the transforms of torch.func. t broadcasts against y.
     """
 
     def __init__(self, field: Any, t: Tensor, y: Tensor, dy: Tensor, context: Any) -> None:
@@ -70,12 +70,16 @@ def _of_state(field: Any, t: Tensor, context: Any, y: Tensor) -> Tensor:
     return derivative(field, t, y, context)
 
 
-class JacobianIntegrand(nn.Module, ABC):
-    """An integrand of the Jacobian: `solve` calls it as integrand(jacobian, own), one evaluation shared by them all."""
+class Integrand(nn.Module, ABC):
+    """What is integrated beside the state, of each row."""
 
     @abstractmethod
-    def forward(self, jacobian: Jacobian, own: Any) -> Tensor:
-        """(B,). own: the integrand's own context."""
+    def forward(self, at: Evaluation, own: Any) -> Tensor:
+        """(B,), where the field was evaluated. own: the integrand's own context."""
+
+
+class JacobianIntegrand(Integrand):
+    """One that reads the Jacobian: for it evaluations are recorded by autograd, once for all that read it."""
 
 
 class Divergence(JacobianIntegrand):
@@ -94,8 +98,8 @@ class Divergence(JacobianIntegrand):
 class ExactDivergence(Divergence):
     """tr df/dy by one product with the Jacobian for each of the D components of the state: for small D."""
 
-    def forward(self, jacobian: Jacobian, own: Any) -> Tensor:
-        rows = jacobian.rows
+    def forward(self, at: Evaluation, own: Any) -> Tensor:
+        rows = at.rows
         return sum((row[:, k] for k, row in enumerate(rows)), start=torch.zeros_like(rows[0][:, 0]))
 
 
@@ -115,5 +119,5 @@ class HutchinsonDivergence(Divergence):
     def own(self, y0: Tensor) -> Tensor:
         return torch.randn_like(y0) if self.gaussian else 2 * torch.randint_like(y0, 2) - 1
 
-    def forward(self, jacobian: Jacobian, own: Any) -> Tensor:
-        return (jacobian.product(own) * own).flatten(1).sum(dim=1)
+    def forward(self, at: Evaluation, own: Any) -> Tensor:
+        return (at.product(own) * own).flatten(1).sum(dim=1)

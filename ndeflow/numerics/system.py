@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Problem
-from ndeflow.numerics.derivatives import Jacobian, JacobianIntegrand, recorded
+from ndeflow.numerics.derivatives import Evaluation, JacobianIntegrand, recorded
 from ndeflow.numerics.field import SDE, conditions, continuous, rebuilt, with_piece
 from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.purity import versions
@@ -308,10 +308,8 @@ class InitialValue(System):
             dy = self.rhs(t, y, *self._arguments())
         dy, *rates = dy if isinstance(dy, tuple) else (dy,)
         if self.integrands:
-            at = (self.problem.field, t, y, dy, self.context)
-            jacobian = Jacobian(*at)
-            for module, own in self.integrands:
-                rates.append(module(*((jacobian,) if isinstance(module, JacobianIntegrand) else at), own))
+            at = Evaluation(self.problem.field, t, y, dy, self.context)
+            rates += [module(at, own) for module, own in self.integrands]
         return dy, rates
 
     def _beside(self, y: Tensor, dy: Tensor, rates: list[Tensor]) -> tuple[Tensor, Tensor | None]:

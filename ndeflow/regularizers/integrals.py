@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import replace
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ndeflow.contracts import Decay, Problem, Solved
-from ndeflow.numerics.derivatives import Jacobian, JacobianIntegrand, derivative
+from ndeflow.numerics.derivatives import Evaluation, Integrand, JacobianIntegrand, derivative
 from ndeflow.regularizers.solvers import needs_derivative
 from ndeflow.regularizers.solves import SolvePenalty
-
-
-class Rate(nn.Module):
-    """What is integrated: of each row, (B,), as `solve` calls an integrand."""
-
-    @abstractmethod
-    def forward(self, field: Any, t: Tensor, y: Tensor, dy: Tensor, context: Any, own: Any) -> Tensor:
-        """(B,), at t and y (B, *state), with dy = field(t, y). own: the integrand's own context."""
 
 
 class Integral(SolvePenalty):
@@ -30,7 +21,7 @@ class Integral(SolvePenalty):
     derivative.
     """
 
-    rate: nn.Module
+    rate: Integrand
 
     def own(self, problem: Problem) -> Any:
         """The integrand's own context, for one solve."""
@@ -45,9 +36,9 @@ class Integral(SolvePenalty):
         return one.solution.integrals[:, end, one.integrals.start].mean()
 
 
-class KineticRate(Rate):
-    def forward(self, field: Any, t: Tensor, y: Tensor, dy: Tensor, context: Any, own: Any) -> Tensor:
-        return 0.5 * _mean_square(dy)
+class KineticRate(Integrand):
+    def forward(self, at: Evaluation, own: Any) -> Tensor:
+        return 0.5 * _mean_square(at.dy)
 
 
 @final
@@ -64,8 +55,8 @@ class Kinetic(Integral):
 
 
 class JacobianRate(JacobianIntegrand):
-    def forward(self, jacobian: Jacobian, own: Any) -> Tensor:
-        return _mean_square(jacobian.product(own))
+    def forward(self, at: Evaluation, own: Any) -> Tensor:
+        return _mean_square(at.product(own))
 
 
 @final
@@ -84,13 +75,13 @@ class JacobianFrobenius(Integral):
         return torch.randn_like(problem.y0)
 
 
-class TaylorRate(Rate):
+class TaylorRate(Integrand):
     def __init__(self, order: int) -> None:
         super().__init__()
         self.order = order
 
-    def forward(self, field: Any, t: Tensor, y: Tensor, dy: Tensor, context: Any, own: Any) -> Tensor:
-        return _mean_square(self._total(self.order, field, t, y, context))
+    def forward(self, at: Evaluation, own: Any) -> Tensor:
+        return _mean_square(self._total(self.order, at.field, at.t, at.y, at.context))
 
     def _total(self, order: int, field: Any, t: Tensor, y: Tensor, context: Any) -> Tensor:
         """d^k y / dt^k along the solution: the derivative of the one before in the direction (1, f)."""

@@ -24,8 +24,8 @@ class Decay(NeuralODE):
 class Squares(nn.Module):
     """The integral of |y|^2."""
 
-    def forward(self, field, t, y, dy, context, own):
-        return y.square().sum(-1)
+    def forward(self, at, own):
+        return at.y.square().sum(-1)
 
 
 class Curious(Regularizer):

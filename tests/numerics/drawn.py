@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ndeflow.contracts import Problem
 from ndeflow.numerics.adjoint import Direct
 from ndeflow.numerics.controllers import PI, I
+from ndeflow.numerics.derivatives import Evaluation
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
@@ -54,8 +55,8 @@ class Square(nn.Module):
         super().__init__()
         self.k = k
 
-    def forward(self, field: Any, t: Tensor, y: Tensor, dy: Tensor, context: Any, own: Any) -> Tensor:
-        return self.k * y.square().reshape(len(y), -1).mean(dim=1)
+    def forward(self, at: Evaluation, own: Any) -> Tensor:
+        return self.k * at.y.square().reshape(len(at.y), -1).mean(dim=1)
 
 
 @dataclass(frozen=True)

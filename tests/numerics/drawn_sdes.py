@@ -13,6 +13,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics.adaptive_stochastic import PAIRS, AdaptiveStochastic, solves
 from ndeflow.numerics.adjoint import Direct
 from ndeflow.numerics.brownian import Brownian
+from ndeflow.numerics.derivatives import Evaluation
 from ndeflow.numerics.field import NOISE_TYPES, SDE, SDE_TYPES, ByValue
 from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.paths import Linear
@@ -51,8 +52,8 @@ class Drawn(SDE):
 class Speed(nn.Module):
     """The integral of |drift|^2."""
 
-    def forward(self, field: Any, t: Tensor, y: Tensor, dy: Tensor, context: Any, own: Any) -> Tensor:
-        return dy.square().sum(dim=1)
+    def forward(self, at: Evaluation, own: Any) -> Tensor:
+        return at.dy.square().sum(dim=1)
 
 
 @dataclass(frozen=True)

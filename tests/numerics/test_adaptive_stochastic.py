@@ -162,8 +162,8 @@ def gradients(sde: SDE, solver: AdaptiveStochastic, adjoint) -> list[Tensor]:
 class Square(nn.Module):
     """The integral of |drift|^2."""
 
-    def forward(self, field, t, y, dy, context, own):
-        return dy.square().sum(dim=1)
+    def forward(self, at, own):
+        return at.dy.square().sum(dim=1)
 
 
 @pytest.mark.parametrize("batching", BATCHING)

@@ -63,8 +63,8 @@ class Square(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(tensor(1.5)[0])
 
-    def forward(self, field, t, y, dy, context, own):
-        return self.scale * y.square().sum(dim=1) * own[:, 0]
+    def forward(self, at, own):
+        return self.scale * at.y.square().sum(dim=1) * own[:, 0]
 
 
 class Conditions(NamedTuple):
@@ -223,8 +223,8 @@ def test_the_seminorm_saves_evaluations():
 
 def test_integrals_stay_outside_torchdiffeqs_error_norm():
     class Rough(nn.Module):
-        def forward(self, field, t, y, dy, context, own):
-            return torch.sin(200 * t) * y[:, 0]
+        def forward(self, at, own):
+            return torch.sin(200 * at.t) * at.y[:, 0]
 
     plain = ode()
     with_integral = plain.with_integrand(Rough())

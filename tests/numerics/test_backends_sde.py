@@ -204,8 +204,8 @@ def test_integrals_path_and_probes_under_torchsde():
             return context[0][:, :3] - y
 
     class Weighted(nn.Module):
-        def forward(self, field, t, y, dy, context, own):
-            return y.square().sum(dim=1)
+        def forward(self, at, own):
+            return at.y.square().sum(dim=1)
 
     knots = tensor(0.0, 0.3, 1.0, 2.0)
     path, y0 = Linear.through(knots, torch.randn(4, 4, 3, dtype=F64)), torch.randn(4, 3, dtype=F64)

@@ -24,6 +24,7 @@ from ndeflow import (
 )
 from ndeflow.numerics.accounts import account
 from ndeflow.numerics.chunks import Chunked
+from ndeflow.numerics.derivatives import Evaluation
 from ndeflow.numerics.paths import Hermite
 from tests.numerics.compiling import Small, programs
 
@@ -158,8 +159,8 @@ ROWS = TS + torch.linspace(0, 0.3, 4, dtype=F64)[:, None] * TS
 )
 def test_fixed_runge_kutta_compiles_with_context_times_and_integrands(method, steps, ts) -> None:
     class Energy(nn.Module):
-        def forward(self, field: Any, t: Tensor, y: Tensor, dy: Tensor, context: Any, own: Any) -> Tensor:
-            return dy.square().sum(-1)
+        def forward(self, at: Evaluation, own: Any) -> Tensor:
+            return at.dy.square().sum(-1)
 
     field = Small(lambda self, t, y: torch.tanh(self.lin(y)) * torch.cos(t), size=3)
     off, on = (FixedRungeKutta(method, steps=steps, compile=compile) for compile in ("off", "on"))

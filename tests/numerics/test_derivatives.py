@@ -7,7 +7,7 @@ import torch
 
 from ndeflow.numerics.adjoint import Adjoint, Checkpointed, Direct
 from ndeflow.numerics.backsolve import Backsolve
-from ndeflow.numerics.derivatives import Divergence, ExactDivergence, HutchinsonDivergence, Jacobian
+from ndeflow.numerics.derivatives import Divergence, Evaluation, ExactDivergence, HutchinsonDivergence
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.reversible import Reversible
 from ndeflow.numerics.solve import solve
@@ -166,11 +166,11 @@ def test_products_with_the_jacobian_are_those_of_its_rows():
     field, y, t, e = Net(), points(3), TS[0], points(3).flip(0)
     want = torch.stack([torch.func.jacrev(lambda z: field(t, z))(row) for row in y])
     for start in (y.clone().requires_grad_(), y):  # recorded, and evaluated again
-        jacobian = Jacobian(field, t, start, field(t, start), None)
-        before, rows = jacobian.product(e), torch.stack(jacobian.rows, dim=1)
+        at = Evaluation(field, t, start, field(t, start), None)
+        before, rows = at.product(e), torch.stack(at.rows, dim=1)
         torch.testing.assert_close(rows, want)
         torch.testing.assert_close(before, torch.einsum("bi,bij->bj", e, want))
-        torch.testing.assert_close(jacobian.product(e), before)
+        torch.testing.assert_close(at.product(e), before)
 
 
 def test_a_rate_that_does_not_depend_on_the_state_has_no_divergence():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics.adjoint import Checkpointed, Direct
+from ndeflow.numerics.derivatives import Evaluation
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.reversible import Reversible
@@ -37,8 +38,8 @@ def rate(t: Tensor, spoilt: Tensor) -> Tensor:
 
 
 class Duration(nn.Module):
-    def forward(self, field: nn.Module, t: Tensor, y: Tensor, dy: Tensor, context: Any, own: Tensor) -> Tensor:
-        return rate(t, own)
+    def forward(self, at: Evaluation, own: Tensor) -> Tensor:
+        return rate(at.t, own)
 
 
 class Decay(nn.Module):

@@ -53,8 +53,8 @@ class Whole(nn.Module):
 class Kinetic(nn.Module):
     """|dy/dt|^2; an integrand may read of a path what it likes, too."""
 
-    def forward(self, field, t, y, dy, context, own):
-        return dy.square().sum(dim=1)
+    def forward(self, at, own):
+        return at.dy.square().sum(dim=1)
 
 
 def renewals(field, path, batching, integrands=()) -> int:

@@ -276,8 +276,8 @@ def masked(y0: Tensor, ts: Tensor, adjoint: Direct | Checkpointed, field: nn.Mod
 
 
 class Kinetic(nn.Module):
-    def forward(self, field, t, y, dy, context, own):
-        return dy.square().sum(dim=1)
+    def forward(self, at, own):
+        return at.dy.square().sum(dim=1)
 
 
 @pytest.mark.parametrize("adjoint", ADJOINTS)

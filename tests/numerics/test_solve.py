@@ -123,8 +123,8 @@ def test_one_time_or_none_that_moves_gives_the_start(solver):
 class Speed(nn.Module):
     """|dy/dt|^2, times its own context where there is one."""
 
-    def forward(self, field, t, y, dy, context, own):
-        speed = dy.square().flatten(1).sum(dim=1)
+    def forward(self, at, own):
+        speed = at.dy.square().flatten(1).sum(dim=1)
         return speed if own is None else speed * own
 
 

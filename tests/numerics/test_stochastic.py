@@ -190,8 +190,8 @@ def test_shared_and_equal_times_per_row_agree():
 
 
 class Square(nn.Module):
-    def forward(self, field, t, y, dy, context, own):
-        return y.square().sum(dim=1)
+    def forward(self, at, own):
+        return at.y.square().sum(dim=1)
 
 
 class WithRate(Waves):
