@@ -14,7 +14,8 @@ from ndeflow.numerics.reading import QUARTIC, Plan
 from ndeflow.numerics.system import InitialValue
 
 if TYPE_CHECKING:
-    from ndeflow.numerics.trace import Trace
+    from ndeflow.numerics.solution import Step
+    from ndeflow.numerics.trace import Node, Trace
 
 
 @final
@@ -41,30 +42,35 @@ class EndsPlan(Plan):
 @final
 @dataclass(frozen=True)
 class InsidePlan(Plan):
-    """Of times inside steps. needed: numbers of the U steps that are read.
+    """Of times inside steps.
 
-    kinds: what is read of each: "z" its start, "k" dz/dt there, "m" the midpoint, "y" its end, "l" dz/dt there.
-    weights: (M, U * kinds).
+    columns: what is read, each a step's number and of that step "z" its start, "k" dz/dt there, "m" the midpoint, "y"
+    its end or "l" dz/dt there. What one step ends and the next begins with is there once, as an end. weights: (M, C).
     """
 
-    needed: list[int]
-    kinds: str
+    columns: list[tuple[str, int]]
     weights: np.ndarray
 
     def gather(self, trace: Trace) -> list[Tensor]:
         """One tensor, (B, M, ...)."""
-        parts: list[Any] = []
-        for node, step in ((trace.nodes[n], trace.steps[n]) for n in self.needed):
-            parts += [node.z, node.carry, step.mid, step.y, step.carry] if "m" in self.kinds else [node.z, step.y]
-        return [_mixed(self.weights, torch.stack(parts)).transpose(0, 1)]
+        parts = torch.stack([_part(kind, trace.nodes[n], trace.steps[n]) for kind, n in self.columns])
+        return [_mixed(self.weights, parts).transpose(0, 1)]
 
     def read(self, stacks: Sequence[Tensor]) -> Tensor:
         return stacks[0]
 
     def cotangents(self, stacks: Sequence[Tensor | None]) -> Iterator[tuple[str, int, Tensor]]:
         if stacks[0] is not None:
-            found = iter(_mixed(self.weights.T, stacks[0].transpose(0, 1)).unbind())
-            yield from ((kind, n, next(found)) for n in self.needed for kind in self.kinds)
+            found = _mixed(self.weights.T, stacks[0].transpose(0, 1)).unbind()
+            for (kind, n), cotangent in zip(self.columns, found, strict=True):
+                yield kind, n, cotangent
+
+
+def _part(kind: str, node: Node, step: Step) -> Any:
+    """Of a step that which a column is called after."""
+    if kind in "zk":
+        return node.z if kind == "z" else node.carry
+    return step.mid if kind == "m" else step.y if kind == "y" else step.carry
 
 
 def _mixed(weights: np.ndarray, x: Tensor) -> Tensor:
@@ -81,25 +87,38 @@ def numbered_plan(system: InitialValue, trace: Trace) -> EndsPlan | InsidePlan:
     segment, theta = system.spots[:2]
     if not (system.dense and nodes):
         return EndsPlan([trace.done(edge) for edge in system.spots.edges])
-    step = np.searchsorted(trace.ends(), segment + theta)
+    step = np.asarray(trace.ends()).searchsorted(segment + theta)
     starts = [(n.segment, n.theta, n.dtheta, n.dtheta * (numbers[n.segment + 1] - numbers[n.segment])) for n in nodes]
-    own, begin, size, h = np.array(starts)[step].T
+    own, begin, size, h = np.array(starts).take(step, axis=0).T
     s = np.maximum((theta + (segment - own) - begin) / size, 0)  # no row moves before the first step
     if trace.steps[0].mid is None:
-        return _inside(step, len(nodes), "zy", np.stack([1 - s, s], axis=1))
-    weights = np.vander(s, 5, increasing=True) @ _QUARTIC
+        return _inside(nodes, step, "zy", np.stack([1 - s, s], axis=1))
+    weights = _powers(s) @ _QUARTIC
     weights[:, 1::3] *= h[:, None]
-    return _inside(step, len(nodes), "zkmyl", weights)
+    return _inside(nodes, step, "zkmyl", weights)
 
 
 _QUARTIC = np.array(QUARTIC, dtype=float).T
 
 
-def _inside(chosen: np.ndarray, steps: int, kinds: str, weights: np.ndarray) -> InsidePlan:
+def _powers(s: np.ndarray) -> np.ndarray:
+    """(M, 5): 1, s, ..., s^4."""
+    found = np.ones((len(s), 5))
+    found[:, 1:] = s[:, None]
+    return np.multiply.accumulate(found, axis=1, out=found)
+
+
+def _inside(nodes: Sequence[Node], chosen: np.ndarray, kinds: str, weights: np.ndarray) -> InsidePlan:
     """The plan of times that are read from the chosen ones of all steps, by weights (M, kinds)."""
-    needed: Any = range(steps)
-    if steps > len(chosen):
+    needed: Any = range(len(nodes))
+    if len(nodes) > len(chosen):
         needed, chosen = np.unique(chosen, return_inverse=True)
-    matrix = np.zeros((len(chosen), len(needed), len(kinds)))
-    matrix[np.arange(len(chosen)), chosen] = weights
-    return InsidePlan([*map(int, needed)], kinds, matrix.reshape(len(chosen), -1))
+    columns, begins, shared = list[tuple[str, int]](), list[int](), len(kinds) // 2
+    for n in map(int, needed):
+        joined = bool(columns) and columns[-1][1] == n - 1 and not (nodes[n].fresh and "l" in kinds)
+        begins.append(len(columns) - shared * joined)
+        columns += [(kind, n) for kind in kinds[shared * joined :]]
+    matrix = np.zeros((len(chosen), len(columns)))
+    windows = np.array(begins)[chosen, None] + np.arange(len(kinds))
+    matrix[np.arange(len(chosen))[:, None], windows] = weights
+    return InsidePlan(columns, matrix)
