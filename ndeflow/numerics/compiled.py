@@ -19,6 +19,7 @@ from ndeflow.numerics.audit import Refusal, audit, explain, steady, writes
 from ndeflow.numerics.inplace import write_anew
 from ndeflow.numerics.outer import flatten_late
 from ndeflow.numerics.partition import cut
+from ndeflow.numerics.products import SHIMS
 from ndeflow.numerics.rewrites import Rewriter
 from ndeflow.numerics.sums import join_sums
 
@@ -230,7 +231,8 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     keep_freed_memory()
     fakes = [node.meta["val"] for node in _placeholders(graph)]
     mode = TracingContext(fakes[0].fake_mode)
-    with torch.no_grad(), _quiet(), row_by_row(), config.patch(cpp_wrapper=True), tracing(mode):
+    options = {"cpp_wrapper": True, "aot_inductor.custom_ops_to_c_shims": SHIMS}
+    with torch.no_grad(), _quiet(), row_by_row(), config.patch(options), tracing(mode):
         compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=True, is_inference=True)
     return compiled.current_callable  # its own call looks for a profiler and a cache first
 

@@ -1,4 +1,4 @@
-"""Rewrites of a traced step that make it faster in single precision: rational tanh, small matrix products."""
+"""Rewrites of a traced step that make it faster in single precision: rational tanh, small and large matrix products."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from ndeflow.numerics.products import large
 
 aten = torch.ops.aten
 
@@ -76,6 +78,15 @@ def _few(x: Tensor, weight: Tensor) -> Any:
     return torch.stack([(x * weight[:, n]).sum(dim=-1) for n in range(weight.shape[1])], dim=-1)
 
 
+def _first_of(*products: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
+    """The first of these ways to multiply two matrices that is meant for them."""
+
+    def product(x: Tensor, weight: Tensor) -> Any:
+        return next((y for y in (way(x, weight) for way in products) if y is not NotImplemented), NotImplemented)
+
+    return product
+
+
 def _dynamic_rows(x: Tensor, weight: Tensor) -> bool:
     return isinstance(x.shape[0], torch.SymInt) and not any(isinstance(n, torch.SymInt) for n in weight.shape)
 
@@ -103,16 +114,21 @@ def _over_rows(x: Tensor, dims: list[int], keepdim: bool = False, **more: Any) -
     return total if keepdim else total[0]
 
 
+_FORWARD, _BACKWARD = _first_of(_few, large), _first_of(_few_in, large)  # few columns gain nothing in backward passes
+
 FUNCTIONS = {
     aten.sum.dim_IntList: _over_rows,
     aten.tanh.default: _tanh,
     aten.sigmoid.default: _sigmoid,
     aten.silu.default: _silu,
     aten.silu_backward.default: _silu_backward,
-    aten.mm.default: _few_in,
-    aten.addmm.default: _with_bias(_few_in),
+    aten.mm.default: _BACKWARD,
+    aten.addmm.default: _with_bias(_BACKWARD),
 }
-FORWARD = FUNCTIONS | {aten.mm.default: _few, aten.addmm.default: _with_bias(_few)}  # no gain in backward passes
+FORWARD = FUNCTIONS | {
+    aten.mm.default: _FORWARD,
+    aten.addmm.default: _with_bias(_FORWARD),
+}
 
 
 class Rewriter(fx.Interpreter):

@@ -1,0 +1,81 @@
+"""Large matrix products: as exact as torch's, and only where they are meant to be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ndeflow.numerics import products
+from ndeflow.numerics.compiled import Guards, Program, Traced
+from ndeflow.numerics.products import LARGE, MANY, large
+from ndeflow.numerics.rewrites import FORWARD, FUNCTIONS
+
+OPERATION = torch.ops.ndeflow._linear_pointwise.default
+SIZE = round(LARGE**0.5)
+
+
+@pytest.fixture(autouse=True)
+def paying(monkeypatch):
+    """As on a machine where large products gain."""
+    monkeypatch.setattr(products, "pays", lambda: True)
+
+
+def rewritten(product, x: Tensor, weight: Tensor, batched=(True, False), rules=FORWARD) -> tuple[bool, Guards]:
+    """Whether the operation is in the rewritten graph of a product, and for which rows that is right."""
+    traced = Traced(lambda *inputs: [product(*inputs)], (x, weight), batched)
+    graph = traced.rewritten(traced.graph, rules)
+    return any(node.target is OPERATION for node in graph.graph.nodes), traced.guards(2)
+
+
+def ones(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.ones(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("sizes", [(3, 5, 7), (64, 256, 128)])
+def test_it_is_the_product_of_matrices_however_they_lie(sizes):
+    torch.manual_seed(0)
+    m, k, n = sizes
+    for x in (torch.randn(m, k), torch.randn(k, m).t()):
+        for weight in (torch.randn(k, n), torch.randn(n, k).t()):
+            found = OPERATION(x, weight.t(), None, "none", [], "")
+            want = x.double() @ weight.double()
+            scale = x.double().abs() @ weight.double().abs()
+            assert found.is_contiguous() and ((found - want).abs() <= 1e-6 * scale).all()
+
+
+@pytest.mark.parametrize("rules", [FORWARD, FUNCTIONS], ids=["forward", "backward"])
+@pytest.mark.parametrize(("rows", "used"), [(MANY, True), (MANY - 1, False)])
+def test_of_many_rows_and_a_large_weight(rows, used, rules):
+    weight = ones(SIZE, SIZE)
+    found, guards = rewritten(torch.mm, ones(rows, SIZE), weight, rules=rules)
+    assert found == used
+    for other in (2, MANY - 1, MANY, 1000):
+        assert guards.hold(other, [ones(other, SIZE), weight]) == ((other >= MANY) == used)
+
+
+@pytest.mark.parametrize("rows", [2, 1000])
+def test_over_rows_into_a_large_matrix(rows):
+    """As the gradients of weights are found; whatever the number of rows."""
+    given = ones(rows, SIZE), ones(rows, SIZE)
+    found, guards = rewritten(lambda g, x: g.t() @ x, *given, batched=(True, True))
+    assert found and guards.hold(MANY, [ones(MANY, SIZE), ones(MANY, SIZE)])
+
+
+def test_small_weights_double_precision_and_fixed_sizes_are_left_alone(monkeypatch):
+    double = ones(SIZE, SIZE, dtype=torch.float64)
+    assert not rewritten(torch.mm, ones(100, SIZE), ones(SIZE, SIZE - 1))[0]
+    assert not rewritten(torch.mm, ones(100, SIZE, dtype=torch.float64), double)[0]
+    assert large(ones(100, SIZE), ones(SIZE, SIZE)) is NotImplemented
+    monkeypatch.setattr(products, "pays", lambda: False)
+    assert not rewritten(torch.mm, ones(100, SIZE), ones(SIZE, SIZE))[0]
+
+
+def test_machine_code_calls_it():
+    torch.manual_seed(0)
+    weight = torch.randn(SIZE, SIZE)
+    program = Program(lambda x, w: [(x @ w.t()).relu()], (torch.randn(MANY, SIZE), weight), (True, False), FORWARD)
+    for rows in (MANY, 3 * MANY):
+        x = torch.randn(rows, SIZE)
+        (found,) = program([x, weight])
+        torch.testing.assert_close(found, (x @ weight.t()).relu(), rtol=1e-5, atol=1e-4)
