@@ -29,7 +29,7 @@ SAID = {
     "normals": "noise",
     "begin_product": "gradient of the first slope",
 }  # where a name is not plain enough
-VARIANTS = 2  # programs of one function, beside those for a single row: shapes may be branched on once
+VARIANTS = 3  # programs of one function, beside those for a single row: shapes may be branched on, by few or many rows
 
 Totals = Sequence[Tensor]
 

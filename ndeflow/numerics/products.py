@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-LARGE, MANY = 2**14, 32  # entries and rows of matrices from which on their product gains more than the call costs
+WORTH = ((2**14, 32), (2**12, 256))
+"""Entries of a matrix, and rows of another from which on their product gains more than the call costs."""
 
 _SCHEMA = "(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) -> Tensor"
 
@@ -42,14 +44,21 @@ def pays() -> bool:
 
 
 def large(x: Tensor, weight: Tensor) -> Any:
-    """x (M, K) @ weight (K, N) for many rows M and a large weight, or over a dynamic K; otherwise NotImplemented.
+    """x (M, K) @ weight (K, N) with M or K a number of rows, where there are many for so large a matrix.
 
-    Where M is dynamic, it depends on the number of rows: another program is made for few.
+    Otherwise NotImplemented. Another program is made for few rows.
     """
     sizes = (*x.shape, weight.shape[1])
-    fixed = [n for n in sizes if not isinstance(n, torch.SymInt)]
-    if len(fixed) != 2 or fixed[0] * fixed[1] < LARGE or x.dtype != torch.float32 or x.device.type != "cpu":
+    rows = [n for n in sizes if isinstance(n, torch.SymInt)]
+    entries = math.prod(n for n in sizes if not isinstance(n, torch.SymInt))
+    least = next((many for large, many in WORTH if entries >= large), None)
+    if len(rows) != 1 or least is None or x.dtype != torch.float32 or x.device.type != "cpu" or not pays():
         return NotImplemented
-    if not pays() or (isinstance(sizes[0], torch.SymInt) and sizes[0] < MANY):
+    if rows[0] < least * _multiple(rows[0]):
         return NotImplemented
     return torch.ops.ndeflow._linear_pointwise(x, weight.t(), None, "none", [], "")
+
+
+def _multiple(size: torch.SymInt) -> int:
+    """How many batches on one another have so many rows: so that all products ask the same of a batch."""
+    return int(size.node.expr.as_coeff_Mul()[0])

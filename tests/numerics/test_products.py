@@ -8,11 +8,12 @@ from torch import Tensor
 
 from ndeflow.numerics import products
 from ndeflow.numerics.compiled import Guards, Program, Traced
-from ndeflow.numerics.products import LARGE, MANY, large
+from ndeflow.numerics.products import WORTH, large
 from ndeflow.numerics.rewrites import FORWARD, FUNCTIONS
 
 OPERATION = torch.ops.ndeflow._linear_pointwise.default
-SIZE = round(LARGE**0.5)
+SIZES = [(round(entries**0.5), rows) for entries, rows in WORTH]
+SIZE, MANY = SIZES[0]
 
 
 @pytest.fixture(autouse=True)
@@ -45,26 +46,36 @@ def test_it_is_the_product_of_matrices_however_they_lie(sizes):
 
 
 @pytest.mark.parametrize("rules", [FORWARD, FUNCTIONS], ids=["forward", "backward"])
-@pytest.mark.parametrize(("rows", "used"), [(MANY, True), (MANY - 1, False)])
-def test_of_many_rows_and_a_large_weight(rows, used, rules):
-    weight = ones(SIZE, SIZE)
-    found, guards = rewritten(torch.mm, ones(rows, SIZE), weight, rules=rules)
+@pytest.mark.parametrize(("size", "many"), SIZES)
+@pytest.mark.parametrize("used", [True, False])
+def test_of_many_rows_and_a_large_weight(size, many, used, rules):
+    weight = ones(size, size)
+    found, guards = rewritten(torch.mm, ones(many if used else many - 1, size), weight, rules=rules)
     assert found == used
-    for other in (2, MANY - 1, MANY, 1000):
-        assert guards.hold(other, [ones(other, SIZE), weight]) == ((other >= MANY) == used)
+    for other in (2, many - 1, many, 1000):
+        assert guards.hold(other, [ones(other, size), weight]) == ((other >= many) == used)
 
 
-@pytest.mark.parametrize("rows", [2, 1000])
-def test_over_rows_into_a_large_matrix(rows):
-    """As the gradients of weights are found; whatever the number of rows."""
-    given = ones(rows, SIZE), ones(rows, SIZE)
-    found, guards = rewritten(lambda g, x: g.t() @ x, *given, batched=(True, True))
-    assert found and guards.hold(MANY, [ones(MANY, SIZE), ones(MANY, SIZE)])
+@pytest.mark.parametrize(("size", "many"), SIZES)
+@pytest.mark.parametrize("used", [True, False])
+def test_over_many_rows_into_a_large_matrix(size, many, used):
+    """As the gradients of weights are found, over the rows of several stages, each of which counts."""
+    rows = many if used else many - 1
+
+    def gradient(g: Tensor, x: Tensor) -> Tensor:
+        return torch.cat([g, g, g]).t() @ torch.cat([x, x, x])
+
+    found, guards = rewritten(gradient, ones(rows, size), ones(rows, size), batched=(True, True))
+    assert found == used
+    for other in (2, many - 1, many, 1000):
+        given = [ones(other, size), ones(other, size)]
+        assert guards.hold(other, given) == ((other >= many) == used)
 
 
 def test_small_weights_double_precision_and_fixed_sizes_are_left_alone(monkeypatch):
     double = ones(SIZE, SIZE, dtype=torch.float64)
     assert not rewritten(torch.mm, ones(100, SIZE), ones(SIZE, SIZE - 1))[0]
+    assert not rewritten(torch.mm, ones(1000, 64), ones(64, 63))[0]
     assert not rewritten(torch.mm, ones(100, SIZE, dtype=torch.float64), double)[0]
     assert large(ones(100, SIZE), ones(SIZE, SIZE)) is NotImplemented
     monkeypatch.setattr(products, "pays", lambda: False)
