@@ -10,8 +10,9 @@ import torch
 
 from ndeflow.contracts import Batch
 from ndeflow.data import DataModule
-from ndeflow.data.loader import lengths, take
+from ndeflow.data.loader import lengths, moved, take
 from ndeflow.tasks import Task
+from ndeflow.training.precision import precision
 
 STEPS = 3
 
@@ -21,8 +22,11 @@ def preview(task: Task, data: DataModule, trainer: dict[str, Any]) -> str:
     train = data.train
     rows = min(data.batch_size, len(train.index))
     batch = take(train, torch.arange(rows), lengths(train))
-    task.model.train()
-    seconds, output = min((_step(task, batch) for _ in range(STEPS)), key=lambda pair: pair[0])
+    plugin = precision(trainer.get("precision") or "32-true")
+    plugin.convert_module(task.model).train()
+    batch = moved(batch, task.model, batch.ts.device)
+    with plugin.train_step_context():
+        seconds, output = min((_step(task, batch) for _ in range(STEPS)), key=lambda pair: pair[0])
     batches = math.ceil(len(train.index) / data.batch_size)
     epochs = trainer["max_epochs"] or 0
     solves = [f"{s.stats.nfe.double().mean():.1f} evaluations, {s.stats.accepted.double().mean():.1f} steps"
