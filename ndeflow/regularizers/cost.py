@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
 from ndeflow.contracts import Decay, Solved
 from ndeflow.numerics.mesh import SharedMesh
-from ndeflow.numerics.solution import Stats
-from ndeflow.regularizers.solvers import needs_error, needs_stiffness
+from ndeflow.regularizers.estimates import ErrorEstimate, Estimate, StiffnessEstimate
 from ndeflow.regularizers.solves import SolvePenalty
 
 Aggregate = Literal["sum", "mean", "max"]
@@ -25,23 +23,13 @@ class StepCost(SolvePenalty):
     numbers. Several solves of a training step are added up. aggregate: "sum", "mean" or "max" over steps.
     """
 
+    estimate: ClassVar[Estimate]
+
     def __init__(self, weight: float | Decay, aggregate: Aggregate) -> None:
         super().__init__(weight)
         if aggregate not in ("sum", "mean", "max"):
             raise ValueError(f"expected aggregate sum, mean or max, got {aggregate!r}")
         self.aggregate = aggregate
-
-    @abstractmethod
-    def estimate(self, stats: Stats) -> Tensor | None:
-        """(B, N), what is penalised of each step; None: the solver does not estimate it."""
-
-    @abstractmethod
-    def refuse(self, solver: Any) -> None:
-        """Raise ValueError, with the cure, for a solver that does not estimate it."""
-
-    @abstractmethod
-    def factor(self, size: Any, solver: Any) -> Any:
-        """What the estimate of a step of some size is multiplied by: a number, or of many steps, tensors alike."""
 
     def check(self, model: Any) -> None:
         adjoint, name = type(model.adjoint), type(self).__name__
@@ -51,21 +39,20 @@ class StepCost(SolvePenalty):
                 f"use adjoint=direct or adjoint=checkpointed with {name}, or its local form with any adjoint"
             )
         if model.solver is not None:
-            self.refuse(model.solver)
+            self.estimate.refuse(model.solver, name)
 
     def of(self, one: Solved) -> Tensor:
-        solution = one.solution
-        self.refuse(solution.solver)
+        solution, factor = one.solution, self.estimate.factor
+        self.estimate.refuse(solution.solver, type(self).__name__)
         stats, mesh = solution.stats, solution.stats.mesh
-        estimate = self.estimate(stats)
-        assert estimate is not None
+        estimate = self.estimate.of(stats.error, stats.stiffness)
         if not isinstance(mesh, SharedMesh):
             sizes, counts = stats.steps.abs().to(estimate), stats.accepted.clamp(min=1)
-            return self._rows(estimate * self.factor(sizes, solution.solver), counts).mean()
+            return self._rows(estimate * factor(sizes, solution.solver), counts).mean()
         norms = torch.linalg.vector_norm(estimate, dim=0)  # its gradient at 0 is 0
         count = max(len(norms), 1) if self.aggregate == "mean" else 1
         scale = 1 / (count * len(estimate) ** 0.5)
-        factors = norms.new_tensor([scale * self.factor(size, solution.solver) for size in mesh.sizes()])
+        factors = norms.new_tensor([scale * factor(size, solution.solver) for size in mesh.sizes()])
         return (norms * factors).amax() if self.aggregate == "max" and len(norms) else norms.dot(factors)
 
     def _rows(self, terms: Tensor, counts: Tensor) -> Tensor:
@@ -87,17 +74,10 @@ class GlobalError(StepCost):
     aggregate: "sum" as the paper's formula, "mean" over steps as its published experiments, or "max".
     """
 
+    estimate: ClassVar[Estimate] = ErrorEstimate()
+
     def __init__(self, weight: float | Decay = 1.0, *, aggregate: Aggregate = "sum") -> None:
         super().__init__(weight, aggregate)
-
-    def estimate(self, stats: Stats) -> Tensor | None:
-        return stats.error
-
-    def refuse(self, solver: Any) -> None:
-        needs_error(solver, type(self).__name__)
-
-    def factor(self, size: Any, solver: Any) -> Any:
-        return size
 
 
 @final
@@ -116,14 +96,7 @@ class Stiffness(StepCost):
     aggregate: "max" as the published experiments, "sum" as the paper's formula, or "mean".
     """
 
+    estimate: ClassVar[Estimate] = StiffnessEstimate()
+
     def __init__(self, weight: float | Decay = 0.1, *, aggregate: Aggregate = "max") -> None:
         super().__init__(weight, aggregate)
-
-    def estimate(self, stats: Stats) -> Tensor | None:
-        return stats.stiffness
-
-    def refuse(self, solver: Any) -> None:
-        needs_stiffness(solver, type(self).__name__)
-
-    def factor(self, size: Any, solver: Any) -> Any:
-        return 1 / solver.stability

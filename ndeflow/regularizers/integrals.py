@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ndeflow.contracts import Decay, Problem, Solved
 from ndeflow.numerics.derivatives import Evaluation, Integrand, JacobianIntegrand, derivative
-from ndeflow.regularizers.solvers import needs_derivative
-from ndeflow.regularizers.solves import SolvePenalty
+from ndeflow.regularizers.solves import SolvePenalty, needs_derivative
 
 
 class Integral(SolvePenalty):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from bisect import bisect_right
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from ndeflow.numerics.mesh import SharedMesh
 from ndeflow.numerics.replay import Ambient
 from ndeflow.numerics.solution import Solution
 from ndeflow.numerics.trace import Trail
-from ndeflow.regularizers.solvers import needs_error, needs_stiffness
+from ndeflow.regularizers.estimates import ErrorEstimate, Estimate, StiffnessEstimate
 from ndeflow.regularizers.solves import SolvePenalty
 
 Sampling = Literal["unbiased", "biased"]
@@ -47,23 +46,13 @@ class LocalCost(SolvePenalty):
     two steps is interpolated linearly, and so only with shared stepping.
     """
 
+    estimate: ClassVar[Estimate]
+
     def __init__(self, weight: float | Decay, sampling: Sampling) -> None:
         super().__init__(weight)
         if sampling not in ("unbiased", "biased"):
             raise ValueError(f"expected sampling unbiased or biased, got {sampling!r}")
         self.sampling = sampling
-
-    @abstractmethod
-    def refuse(self, solver: Any) -> None:
-        """Raise ValueError, with the cure, for a solver whose steps do not estimate it."""
-
-    @abstractmethod
-    def chosen(self, error: Tensor | None, stiffness: Tensor | None) -> Tensor | None:
-        """Which of a step's estimates is penalised."""
-
-    @abstractmethod
-    def factor(self, weight: Any, solver: Any) -> Any:
-        """What it is multiplied by, for a step that stands for so much time: a number, or (B,)."""
 
     def check(self, model: Any) -> None:
         if model.solver is not None:
@@ -81,7 +70,7 @@ class LocalCost(SolvePenalty):
         return self._apart(solution, solver) if solution.stats.steps.shape[1] else solution.ys.sum() * 0.0
 
     def _check(self, solver: Any) -> None:
-        self.refuse(solver)
+        self.estimate.refuse(solver, type(self).__name__)
         if isinstance(solver, AdaptiveStochastic) and solver.apart and self.sampling == "unbiased":
             raise ValueError(
                 "expected sampling=biased where the rows of an SDE step apart, whose states are known at the ends of "
@@ -95,9 +84,9 @@ class LocalCost(SolvePenalty):
         if not trail.nodes:
             return solution.ys.sum() * 0.0
         number, fraction, weight = self._drawn(mesh.sizes(), trail)
-        estimate = self.chosen(*single.estimates(solution, number, fraction, _noise(solution)))
-        assert estimate is not None
-        return torch.linalg.vector_norm(estimate) * (self.factor(weight, solution.solver) / len(estimate) ** 0.5)
+        estimate = self.estimate.of(*single.estimates(solution, number, fraction, _noise(solution)))
+        factor = self.estimate.factor(weight, solution.solver)
+        return torch.linalg.vector_norm(estimate) * (factor / len(estimate) ** 0.5)
 
     def _drawn(self, sizes: list[float], trail: Trail) -> tuple[int, float, float]:
         """A step, the fraction of it where the one more begins, and a weight: N h, or t1 - t0."""
@@ -116,9 +105,8 @@ class LocalCost(SolvePenalty):
         t, y, h, weight = self._biased(solution) if self.sampling == "biased" else self._unbiased(solution, solver)
         t, h = (x.view(-1, *[1] * (y.dim() - 1)) for x in (t, h))
         step = solver.step(solution.problem, t, y, h, noise=_noise(solution))
-        estimate = self.chosen(step.ratio, step.stiffness)
-        assert estimate is not None
-        return (estimate * self.factor(weight.to(estimate), solver)).mean()
+        estimate = self.estimate.of(step.ratio, step.stiffness)
+        return (estimate * self.estimate.factor(weight.to(estimate), solver)).mean()
 
     def _biased(self, solution: Solution) -> Start:
         """At an accepted step, one of N: weight N h."""
@@ -177,31 +165,17 @@ class LocalError(LocalCost):
     all noise, that of `GlobalError` the mean over such noise as let the steps be accepted, which is smaller.
     """
 
+    estimate: ClassVar[Estimate] = ErrorEstimate()
+
     def __init__(self, weight: float | Decay = 1.0, *, sampling: Sampling = "unbiased") -> None:
         super().__init__(weight, sampling)
-
-    def refuse(self, solver: Any) -> None:
-        needs_error(solver, type(self).__name__)
-
-    def chosen(self, error: Tensor | None, stiffness: Tensor | None) -> Tensor | None:
-        return error
-
-    def factor(self, weight: Any, solver: Any) -> Any:
-        return weight
 
 
 @final
 class LocalStiffness(LocalCost):
     """The stiffness of one step, S(t*, y*, h) / s; see `Stiffness` and `LocalCost`. Steps are not weighted by size."""
 
+    estimate: ClassVar[Estimate] = StiffnessEstimate()
+
     def __init__(self, weight: float | Decay = 0.1, *, sampling: Sampling = "biased") -> None:
         super().__init__(weight, sampling)
-
-    def refuse(self, solver: Any) -> None:
-        needs_stiffness(solver, type(self).__name__)
-
-    def chosen(self, error: Tensor | None, stiffness: Tensor | None) -> Tensor | None:
-        return stiffness
-
-    def factor(self, weight: Any, solver: Any) -> Any:
-        return 1 / solver.stability

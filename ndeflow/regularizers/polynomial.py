@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Decay, Problem, Solved
-from ndeflow.regularizers.solvers import needs_derivative
-from ndeflow.regularizers.solves import SolvePenalty, read_at_random
+from ndeflow.regularizers.solves import SolvePenalty, needs_derivative, read_at_random
 
 
 @final

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ndeflow.contracts import Decay, Problem, Solved
 from ndeflow.numerics.explicit import RungeKutta
-from ndeflow.regularizers.solvers import needs_derivative
-from ndeflow.regularizers.solves import SolvePenalty, read_at_random
+from ndeflow.regularizers.solves import SolvePenalty, needs_derivative, read_at_random
 
 
 @final

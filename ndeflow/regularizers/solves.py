@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Output, Problem, Regularizer, Solved
+from ndeflow.numerics.field import SDE
 
 
 class SolvePenalty(Regularizer):
@@ -35,3 +36,12 @@ def read_at_random(problem: Problem, count: int) -> Problem:
     start, end = problem.ts[..., :1], problem.ts[..., -1:]
     fractions = torch.rand(count, dtype=start.dtype, device=start.device).sort().values
     return problem.with_probes(start + fractions * (end - start))
+
+
+def needs_derivative(problem: Problem, penalty: str) -> None:
+    """Raise ValueError for an SDE."""
+    if isinstance(problem.field, SDE):
+        raise ValueError(
+            f"expected an ODE or a CDE for {penalty}, got an SDE, whose paths have no derivative; use GlobalError "
+            "with solver=adaptive_stochastic"
+        )
