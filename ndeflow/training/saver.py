@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
+from weakref import proxy
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -20,6 +22,8 @@ from ndeflow.training.table import TableLogger
 
 LAST = "last.ckpt"
 
+_log = logging.getLogger("ndeflow")
+
 
 @final
 class AtomicIO(TorchCheckpointIO):
@@ -27,40 +31,22 @@ class AtomicIO(TorchCheckpointIO):
 
     identity: what is needed to use the weights (configuration, what the data were), plain values; put into every
     checkpoint, weights-only ones included, as checkpoint["ndeflow"], beside the format number.
-
-    Six times the disk must confirm a checkpoint, which takes as long as many steps of a small model. So weights alone
-    wait in memory: they are written before the next whole checkpoint, which says that they are there, or by `settle`.
     """
 
     def __init__(self, identity: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.identity = dict(identity or {})
-        self._waiting: dict[Path, dict[str, Any]] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the checkpoint and its checksum, or let it wait.
-
-        Raises OSError when it can not be written; the old files are then intact.
-        """
+        """Write the checkpoint and its checksum. Raises OSError when it can not; the old files are then intact."""
         checkpoint[KEY] = {"format": FORMAT, **self.identity, **checkpoint.get(KEY, {})}
-        if "optimizer_states" not in checkpoint:
-            self._waiting[Path(path)] = copy.deepcopy(checkpoint)
-            return
-        self.settle()
         write_checkpoint(checkpoint, Path(path))
-
-    def settle(self) -> None:
-        """Write what waits; raises OSError as above."""
-        for path in list(self._waiting):
-            write_checkpoint(self._waiting[path], path)
-            del self._waiting[path]
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """As `read_checkpoint`; nothing but plain values and tensors is ever loaded."""
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
-        self._waiting.pop(Path(path), None)
         for file in (Path(path), checksum_file(Path(path))):
             file.unlink(missing_ok=True)
 
@@ -69,8 +55,13 @@ class AtomicIO(TorchCheckpointIO):
 class BestCheckpoint(ModelCheckpoint):
     """A ModelCheckpoint that does nothing but after validations, not even look for it after each step.
 
-    What it saved waits in `AtomicIO`, and is on the disk when training has ended, of itself or not.
+    Writing a checkpoint waits for the disk six times, as long as many steps of a small model take. So what is to be
+    saved waits, in the memory of the CPU: it is written before the next whole checkpoint, which counts on it, and when
+    training ends, of itself or not. A process that dies leaves the best weights of its last.ckpt; resumed, it finds the
+    later ones again.
     """
+
+    _waiting: tuple[str, dict[str, Any]] | None = None  # where to, and what
 
     @cached_property
     def state_key(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -82,20 +73,43 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, *args: Any) -> None:
         pass
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._write(trainer)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        _settle(trainer)
+        self._write(trainer)
         trainer.strategy.barrier("best.ckpt")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
-        _settle(trainer)
+        try:
+            self._write(trainer)
+        except OSError as error:  # why training ended matters more
+            _log.warning("the best weights could not be written: %s", error)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)  # on all processes
+        self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
+        if trainer.is_global_zero:
+            self._waiting = filepath, _copied(checkpoint)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        """Write what waits. Raises OSError when it can not be written; it waits on then."""
+        if self._waiting is not None:
+            path, checkpoint = self._waiting
+            trainer.strategy.save_checkpoint(checkpoint, path)
+            self._waiting = None
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(proxy(self))
 
 
-def _settle(trainer: pl.Trainer) -> None:
-    kept = trainer.strategy.checkpoint_io
-    if isinstance(kept, AtomicIO):
-        kept.settle()
+def _copied(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A copy whose weights are on the CPU."""
+    weights = [x for x in checkpoint["state_dict"].values() if isinstance(x, Tensor)]
+    return copy.deepcopy(checkpoint, {id(x): x.detach().to("cpu", copy=True) for x in weights})
 
 
 def best_checkpoint(folder: Path, monitor: str = "val/loss", mode: str = "min") -> BestCheckpoint:

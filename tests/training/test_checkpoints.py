@@ -9,12 +9,8 @@ from ndeflow.training.checkpoints import CheckpointError, checksum_file, read_ch
 from ndeflow.training.saver import AtomicIO
 
 
-def whole(value):
-    return {"value": value, "w": torch.arange(1000.0), "optimizer_states": []}
-
-
 def save(path, value, **identity):
-    AtomicIO({"config": "x: 1\n", **identity}).save_checkpoint(whole(value), path)
+    AtomicIO({"config": "x: 1\n", **identity}).save_checkpoint({"value": value, "w": torch.arange(1000.0)}, path)
 
 
 @pytest.fixture
@@ -139,45 +135,6 @@ def test_a_full_disk_loses_nothing(path, monkeypatch):
             save(path, 2)
     assert read_checkpoint(path)["value"] == 1
     assert not list(path.parent.glob("*.tmp"))
-
-
-def test_weights_alone_wait_for_the_next_whole_checkpoint(path):
-    """As they were when they were saved, the newest of each file."""
-    io, best = AtomicIO(), path.with_name("best.ckpt")
-    weights = torch.arange(3.0)
-    for value in (1, 2):
-        io.save_checkpoint({"value": value, "w": weights}, best)
-    weights.zero_()
-    assert not best.exists()
-    io.save_checkpoint(whole(3), path)
-    found = read_checkpoint(best)
-    assert found["value"] == 2 and torch.equal(found["w"], torch.arange(3.0))
-    best.unlink()
-    io.settle()
-    assert not best.exists()
-
-
-def test_a_full_disk_does_not_lose_what_waits(path, monkeypatch):
-    io = AtomicIO()
-    io.save_checkpoint({"w": torch.arange(3.0)}, path)
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
-        with pytest.raises(OSError, match="No space left"):
-            io.settle()
-    io.settle()
-    assert torch.equal(read_checkpoint(path)["w"], torch.arange(3.0))
-
-
-def test_what_is_removed_does_not_wait(path):
-    io = AtomicIO()
-    io.save_checkpoint({"w": torch.arange(3.0)}, path)
-    io.remove_checkpoint(path)
-    io.settle()
-    assert not path.exists()
 
 
 def test_removing_takes_the_checksum_along(path):
