@@ -23,7 +23,8 @@ def preview(task: Task, data: DataModule, trainer: dict[str, Any]) -> str:
     rows = min(data.batch_size, len(train.index))
     batch = take(train, torch.arange(rows), lengths(train))
     plugin = precision(trainer.get("precision") or "32-true")
-    plugin.convert_module(task.model).train()
+    plugin.convert_module(task)
+    task.model.train()
     batch = moved(batch, task.model, batch.ts.device)
     with plugin.train_step_context():
         seconds, output = min((_step(task, batch) for _ in range(STEPS)), key=lambda pair: pair[0])

@@ -20,11 +20,10 @@ from ndeflow.numerics.inplace import write_anew
 from ndeflow.numerics.outer import flatten_late
 from ndeflow.numerics.partition import cut
 from ndeflow.numerics.products import SHIMS
-from ndeflow.numerics.rewrites import Rewriter
+from ndeflow.numerics.rewrites import Rewriter, Rules
 from ndeflow.numerics.sums import join_sums
 
 Function = Callable[..., Sequence[Tensor]]
-Rules = dict[Any, Callable[..., Any]]
 
 
 @final
@@ -231,7 +230,9 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     keep_freed_memory()
     fakes = [node.meta["val"] for node in _placeholders(graph)]
     mode = TracingContext(fakes[0].fake_mode)
-    options = {"cpp_wrapper": True, "aot_inductor.custom_ops_to_c_shims": SHIMS}
+    shims = "aot_inductor.custom_ops_to_c_shims"
+    apart = [*config._cache_config_ignore_prefix, shims]  # what cannot be part of a key would keep all out of the cache
+    options = {"cpp_wrapper": True, shims: SHIMS, "_cache_config_ignore_prefix": apart}
     with torch.no_grad(), _quiet(), row_by_row(), config.patch(options), tracing(mode):
         compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=True, is_inference=True)
     return compiled.current_callable  # its own call looks for a profiler and a cache first

@@ -17,7 +17,7 @@ from ndeflow.numerics.compiled import Halves, Program
 from ndeflow.numerics.fingerprint import Attribute, Survey, noted
 from ndeflow.numerics.form import MID, Form, number
 from ndeflow.numerics.functions import Functions
-from ndeflow.numerics.rewrites import FORWARD, FUNCTIONS
+from ndeflow.numerics.rewrites import rules
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stepper import Stepper
 from ndeflow.numerics.system import InitialValue
@@ -29,7 +29,7 @@ SAID = {
     "normals": "noise",
     "begin_product": "gradient of the first slope",
 }  # where a name is not plain enough
-VARIANTS = 3  # programs of one function, beside those for a single row: shapes may be branched on, by few or many rows
+VARIANTS = 4  # programs of one function, beside those for a single row: for few and many rows, and a field may branch
 
 Totals = Sequence[Tensor]
 
@@ -228,6 +228,11 @@ class Engine(Stepper):
         found = {id(self.originals[i]): g for i, g in zip(self.entry.reached, totals, strict=False)}
         return [found.get(id(p)) for p in self.parameters]
 
+    @property
+    def _steady(self) -> bool:
+        """Whether all steps of a solve have its rows."""
+        return not self.form.solver.apart
+
     @cached_property
     def _needs(self) -> list[bool]:
         """Which leaves of a leg's context need gradients."""
@@ -301,9 +306,9 @@ class Engine(Stepper):
     def _made(
         self, name: str, leg: InitialValue, inputs: list[Tensor], cotangents: Sequence[Tensor], totals: Totals
     ) -> Program:
-        rules, batched = FUNCTIONS if totals else FORWARD, self._batched(inputs, cotangents, totals)
+        batched, how = self._batched(inputs, cotangents, totals), rules(backward=bool(totals), steady=self._steady)
         function = getattr(self._functions(leg), name)
-        return Program(function, [*inputs, *self._flat, *cotangents, *totals], batched, rules)
+        return Program(function, [*inputs, *self._flat, *cotangents, *totals], batched, how)
 
     def _halves(self, leg: InitialValue, inputs: list[Tensor]) -> Halves:
         """Of a step and its products; examples of what comes late are zeros."""
@@ -313,7 +318,8 @@ class Engine(Stepper):
         batched, heads = self._batched(inputs, late, totals), self.form.heads(leg.dense)
         groups = [outputs, *[len(self.form.states) + len(totals)] * len(heads)]
         function = self._functions(leg).step_products
-        return Halves(function, [*early, *late, *totals], batched, len(early), groups, (FORWARD, FUNCTIONS))
+        how = rules(steady=self._steady), rules(backward=True, steady=self._steady)
+        return Halves(function, [*early, *late, *totals], batched, len(early), groups, how)
 
     def _batched(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], totals: Totals) -> list[bool]:
         """Which arguments of a function have the batch first: numbers, and what belongs to the modules, have not."""

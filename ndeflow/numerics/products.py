@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import torch
@@ -37,26 +36,30 @@ SHIMS = {
 }
 
 
-@cache
-def pays() -> bool:
-    """Whether large products are faster by oneDNN on this machine: MKL keeps AVX-512 for Intel's processors."""
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+def large_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (M, K) @ weight (K, N) by oneDNN."""
+    return torch.ops.ndeflow._linear_pointwise(x, weight.t(), None, "none", [], "")
 
 
-def large(x: Tensor, weight: Tensor) -> Any:
-    """x (M, K) @ weight (K, N) with M or K a number of rows, where there are many for so large a matrix.
+def worth(x: Tensor, weight: Tensor) -> bool:
+    """Whether `large_product` is faster: of x (M, K) and weight (K, N) one size is that of the batch, or many times it.
 
-    Otherwise NotImplemented. Another program is made for few rows.
+    The answer depends on the number of rows: a graph in which it was asked is right for as many or for as few.
     """
     sizes = (*x.shape, weight.shape[1])
     rows = [n for n in sizes if isinstance(n, torch.SymInt)]
     entries = math.prod(n for n in sizes if not isinstance(n, torch.SymInt))
     least = next((many for large, many in WORTH if entries >= large), None)
     if len(rows) != 1 or least is None or x.dtype != torch.float32 or x.device.type != "cpu" or not pays():
-        return NotImplemented
-    if rows[0] < least * _multiple(rows[0]):
-        return NotImplemented
-    return torch.ops.ndeflow._linear_pointwise(x, weight.t(), None, "none", [], "")
+        return False
+    return bool(rows[0] >= least * _multiple(rows[0]))
+
+
+def pays() -> bool:
+    """Whether this machine has AVX-512, and a maker for whose processors torch's usual products (MKL) do without."""
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    return "Intel" not in torch.cpu.get_capabilities()["cpu_name"]
 
 
 def _multiple(size: torch.SymInt) -> int:

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ndeflow.numerics.products import large
+from ndeflow.numerics.products import large_product, worth
 
 aten = torch.ops.aten
+
+Product = Callable[[Tensor, Tensor], Any]
+Rules = dict[Any, Callable[..., Any]]
+"""operation -> function of the same arguments, which returns NotImplemented to leave it as it is."""
 
 SMALL = 4  # a matrix product with an inner or outer size up to this is written as fused multiplications
 
@@ -78,11 +82,15 @@ def _few(x: Tensor, weight: Tensor) -> Any:
     return torch.stack([(x * weight[:, n]).sum(dim=-1) for n in range(weight.shape[1])], dim=-1)
 
 
-def _first_of(*products: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
-    """The first of these ways to multiply two matrices that is meant for them."""
+def _or_large(few: Product) -> Product:
+    """A product that is one of few columns, or a large one.
+
+    Whether it is worth that is asked in any case: then forward and backward pass are right for the same rows.
+    """
 
     def product(x: Tensor, weight: Tensor) -> Any:
-        return next((y for y in (way(x, weight) for way in products) if y is not NotImplemented), NotImplemented)
+        many, found = worth(x, weight), few(x, weight)
+        return large_product(x, weight) if many and found is NotImplemented else found
 
     return product
 
@@ -91,7 +99,7 @@ def _dynamic_rows(x: Tensor, weight: Tensor) -> bool:
     return isinstance(x.shape[0], torch.SymInt) and not any(isinstance(n, torch.SymInt) for n in weight.shape)
 
 
-def _with_bias(product: Callable[[Tensor, Tensor], Any]) -> Callable[..., Any]:
+def _with_bias(product: Product) -> Callable[..., Any]:
     """The rule for `addmm`: bias apart, so that it is added in what follows, not copied for a product to be added to.
 
     As a subtraction, which Inductor does not turn back into what it was.
@@ -114,30 +122,29 @@ def _over_rows(x: Tensor, dims: list[int], keepdim: bool = False, **more: Any) -
     return total if keepdim else total[0]
 
 
-_FORWARD, _BACKWARD = _first_of(_few, large), _first_of(_few_in, large)  # few columns gain nothing in backward passes
-
-FUNCTIONS = {
+_FUNCTIONS = {
     aten.sum.dim_IntList: _over_rows,
     aten.tanh.default: _tanh,
     aten.sigmoid.default: _sigmoid,
     aten.silu.default: _silu,
     aten.silu_backward.default: _silu_backward,
-    aten.mm.default: _BACKWARD,
-    aten.addmm.default: _with_bias(_BACKWARD),
 }
-FORWARD = FUNCTIONS | {
-    aten.mm.default: _FORWARD,
-    aten.addmm.default: _with_bias(_FORWARD),
-}
+
+
+def rules(*, backward: bool = False, steady: bool = True) -> Rules:
+    """What to rewrite, and how: of a backward pass, in which few columns gain nothing; of a steady number of rows.
+
+    Where rows become fewer within a solve, no product is made a large one: there would be several programs.
+    """
+    few = _few_in if backward else _few
+    product = _or_large(few) if steady else few
+    return _FUNCTIONS | {aten.mm.default: product, aten.addmm.default: _with_bias(product)}
 
 
 class Rewriter(fx.Interpreter):
-    """Runs a graph with some of its operations replaced; traced, it is the rewritten graph.
+    """Runs a graph with some of its operations replaced; traced, it is the rewritten graph."""
 
-    rules: operation -> function of the same arguments, which returns NotImplemented to leave it as it is.
-    """
-
-    def __init__(self, graph: fx.GraphModule, rules: dict[Any, Callable[..., Any]]) -> None:
+    def __init__(self, graph: fx.GraphModule, rules: Rules) -> None:
         super().__init__(graph)
         self.rules = rules
 

@@ -10,7 +10,7 @@ import torch
 
 from ndeflow.numerics.brownian import BLOCK, CHUNK, WORD, Brownian, Path, box_muller, philox, step_normals
 from ndeflow.numerics.compiled import Program
-from ndeflow.numerics.rewrites import FORWARD
+from ndeflow.numerics.rewrites import rules
 
 F64 = {"dtype": torch.float64, "device": torch.device("cpu")}
 
@@ -158,7 +158,7 @@ def test_machine_code_makes_the_same_numbers_whatever_the_words(size):
 
     index = torch.arange(8)
     program = Program(
-        normals, [torch.tensor(0), torch.tensor(0), torch.tensor(0), index], [False] * 3 + [True], FORWARD
+        normals, [torch.tensor(0), torch.tensor(0), torch.tensor(0), index], [False] * 3 + [True], rules()
     )
     for words in ((0, 0, 3_000_000_000), (0, WORD, WORD - 4), (2**31 + 5, 3_000_000_000, 7)):
         given = [*map(torch.tensor, words), index]

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ndeflow.numerics.rewrites import FORWARD, FUNCTIONS, SMALL, Rewriter, rational_tanh
+from ndeflow.numerics.rewrites import SMALL, Rewriter, rational_tanh, rules
 from tests.problems import apart
+
+FORWARD, BACKWARD = rules(), rules(backward=True)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -19,17 +21,17 @@ HALF = torch.linspace(0, 20, 100_001, dtype=torch.float64)
 X = torch.cat([-HALF.flip(0), HALF])
 
 
-def rewritten(function, *inputs: Tensor, rules=FUNCTIONS, mode: str = "real") -> fx.GraphModule:
+def rewritten(function, *inputs: Tensor, how=BACKWARD, mode: str = "real") -> fx.GraphModule:
     graph = make_fx(function, tracing_mode=mode)(*inputs)
     if mode == "symbolic":
-        return _as_fake(graph, rules)
-    return make_fx(Rewriter(graph, rules).run, tracing_mode="real")(*inputs)
+        return _as_fake(graph, how)
+    return make_fx(Rewriter(graph, how).run, tracing_mode="real")(*inputs)
 
 
-def _as_fake(graph: fx.GraphModule, rules) -> fx.GraphModule:
+def _as_fake(graph: fx.GraphModule, how) -> fx.GraphModule:
     fakes = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     with fakes[0].fake_mode:
-        return make_fx(Rewriter(graph, rules).run, tracing_mode="real")(*fakes)
+        return make_fx(Rewriter(graph, how).run, tracing_mode="real")(*fakes)
 
 
 def targets(graph: fx.GraphModule) -> set[str]:
@@ -82,7 +84,7 @@ def test_products_over_a_dynamic_number_of_rows(inner, outer, bias):
     def shift_of(x: Tensor) -> Tensor:
         return torch.full((outer,), 0.25, dtype=x.dtype)
 
-    graph = rewritten(product, x, rules=FORWARD, mode="symbolic")
+    graph = rewritten(product, x, how=FORWARD, mode="symbolic")
     assert ("aten.mm.default" in targets(graph)) == (min(inner, outer) > SMALL)
     for rows in (x, x[:2] * 3):
         assert apart(graph(rows), product(rows)) < 1e-15
@@ -90,6 +92,6 @@ def test_products_over_a_dynamic_number_of_rows(inner, outer, bias):
 
 def test_products_of_fixed_shapes_and_scaled_ones_are_left_alone():
     x, weight, shift = torch.ones(5, 2), torch.ones(2, 3), torch.ones(3)
-    assert "aten.mm.default" in targets(rewritten(torch.mm, x, weight, rules=FORWARD))
-    scaled = rewritten(lambda b, x, w: torch.addmm(b, x, w, alpha=2.0), shift, x, weight, rules=FORWARD)
+    assert "aten.mm.default" in targets(rewritten(torch.mm, x, weight, how=FORWARD))
+    scaled = rewritten(lambda b, x, w: torch.addmm(b, x, w, alpha=2.0), shift, x, weight, how=FORWARD)
     assert "aten.addmm.default" in targets(scaled) and torch.equal(scaled(shift, x, weight), torch.full((5, 3), 5.0))
