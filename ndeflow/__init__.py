@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ndeflow.numerics.backends import TorchDiffEq, TorchSDE
     from ndeflow.numerics.backsolve import Backsolve
     from ndeflow.numerics.brownian import Brownian
+    from ndeflow.numerics.derivatives import Evaluation, Integrand
     from ndeflow.numerics.diagnosis import Diagnosis, diagnose
     from ndeflow.numerics.explicit import RungeKutta
     from ndeflow.numerics.field import SDE, ByValue, Controlled
@@ -35,6 +36,7 @@ _HOMES = {
     "numerics.backends": "TorchDiffEq TorchSDE",
     "numerics.backsolve": "Backsolve",
     "numerics.brownian": "Brownian",
+    "numerics.derivatives": "Evaluation Integrand",
     "numerics.diagnosis": "Diagnosis diagnose",
     "numerics.explicit": "RungeKutta",
     "numerics.field": "SDE ByValue Controlled",
@@ -49,9 +51,9 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [  # noqa: PLE0604
     "SDE", "AdaptiveStochastic", "Backsolve", "Batch", "Brownian", "ByValue", "Checkpointed", "Controlled",
-    "DataModule", "Diagnosis", "Direct", "FixedRungeKutta", "Model", "NeuralCDE", "NeuralODE", "NeuralSDE",
-    "Output", "Regularizer", "Reversible", "RungeKutta", "Series", "Solution", "SolveError", "Stats", "Stochastic",
-    "Task", "TorchDiffEq", "TorchSDE", "diagnose", "load", "solve",
+    "DataModule", "Diagnosis", "Direct", "Evaluation", "FixedRungeKutta", "Integrand", "Model", "NeuralCDE",
+    "NeuralODE", "NeuralSDE", "Output", "Regularizer", "Reversible", "RungeKutta", "Series", "Solution", "SolveError",
+    "Stats", "Stochastic", "Task", "TorchDiffEq", "TorchSDE", "diagnose", "load", "solve",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ndeflow.numerics.derivatives import Integrand
 from ndeflow.numerics.paths import ControlPath
 
 
@@ -92,7 +93,7 @@ def apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp(min=1e-300))
 
 
-class Mixed(nn.Module):
+class Mixed(Integrand):
     """|dy/dt|^2 with a weight of its own, times its own context."""
 
     def __init__(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ndeflow.contracts import Batch, DataSpec, Output, Problem, Regularizer, Solved
 from ndeflow.numerics.adjoint import Direct
 from ndeflow.numerics.brownian import Brownian
+from ndeflow.numerics.derivatives import Integrand
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.seeds import mix
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
@@ -78,7 +79,7 @@ class Model(nn.Module, ABC):
         *,
         field: nn.Module | None = None,
         context: Any = None,
-        integrands: Sequence[tuple[nn.Module, Any]] = (),
+        integrands: Sequence[tuple[Integrand, Any]] = (),
         index: Tensor | None = None,
         regularized: bool = True,
     ) -> Solution:

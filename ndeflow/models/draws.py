@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ndeflow.contracts import Batch, Output
 from ndeflow.models.base import Model
+from ndeflow.numerics.derivatives import Integrand
 from ndeflow.numerics.field import leaves, replace_leaves
 from ndeflow.numerics.solution import Solution
 
@@ -47,7 +48,7 @@ def solve_starts(
     ts: Tensor,
     context: Any,
     index: Tensor,
-    integrands: Sequence[tuple[nn.Module, None]] = (),
+    integrands: Sequence[tuple[Integrand, None]] = (),
 ) -> Solution:
     """The solution of S B rows, draw by draw, from starts (S, B, d): ts (B, T), leaves of the context (B, ...) and
     index (B,) are those of each draw; integrands have no context of their own.

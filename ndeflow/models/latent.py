@@ -17,6 +17,7 @@ from ndeflow.models.draws import check_draws, draw_index, solve_starts
 from ndeflow.models.posterior import PathKL, SteeredSDE
 from ndeflow.nets.recurrent import last_seen
 from ndeflow.numerics.brownian import Brownian
+from ndeflow.numerics.derivatives import Integrand
 from ndeflow.numerics.paths import ControlPath, Piecewise
 from ndeflow.numerics.seeds import mix
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
@@ -50,7 +51,7 @@ class LatentModel(Model):
         self.coder = SeriesCoder(channels, inputs=inputs, latent=latent, hidden=hidden, width=width)
 
     @property
-    def integrands(self) -> Sequence[tuple[nn.Module, None]]:
+    def integrands(self) -> Sequence[tuple[Integrand, None]]:
         """What of the divergence gathers along a path; nothing by default."""
         return ()
 
@@ -151,7 +152,7 @@ class LatentSDE(LatentModel):
         return self.sde
 
     @property
-    def integrands(self) -> Sequence[tuple[nn.Module, None]]:
+    def integrands(self) -> Sequence[tuple[Integrand, None]]:
         return ((self.path_kl, None),)
 
     def context(self, batch: Batch, codes: Tensor) -> ControlPath:

@@ -67,7 +67,7 @@ class InsidePlan(Plan):
 
 
 def _part(kind: str, node: Node, step: Step) -> Any:
-    """Of a step that which a column is called after."""
+    """What a column of this kind holds, of its step."""
     if kind in "zk":
         return node.z if kind == "z" else node.carry
     return step.mid if kind == "m" else step.y if kind == "y" else step.carry

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics.adjoint import Direct
 from ndeflow.numerics.brownian import Brownian
+from ndeflow.numerics.derivatives import Integrand
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE, leaves, path_of
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
@@ -26,7 +27,7 @@ def solve(
     solver: Solver | None = None,
     adjoint: Adjoint | None = None,
     context: Any = None,
-    integrands: Sequence[tuple[nn.Module, Any]] = (),
+    integrands: Sequence[tuple[Integrand, Any]] = (),
     noise: Brownian | None = None,
 ) -> Solution:
     """Solve dy/dt = field(t, y) from y0 at ts[0], read at all ts.
@@ -35,7 +36,7 @@ def solve(
     integrals' rates dq (B, K). An `SDE` for a stochastic equation. y0: (B, *state). ts: (T,) or (B, T), monotone
     in each row, repeats allowed; decreasing for an ODE backward in time. solver: None: `RungeKutta()`, for an
     SDE `Stochastic(...)`. adjoint: None: `Direct()`. context: a tensor, a control path or a NamedTuple of them,
-    leaves (B, ...). integrands: pairs (module, own context) integrated beside the state. noise: an SDE's; None:
+    leaves (B, ...). integrands: pairs (`Integrand`, own context) integrated beside the state. noise: an SDE's; None:
     its seed is drawn from torch's default generator.
 
     Returns a `Solution` with ys (B, T, *state). Raises ValueError for arguments that do not fit together,
@@ -58,7 +59,7 @@ def pose(
     ts: Tensor,
     *,
     context: Any = None,
-    integrands: Sequence[tuple[nn.Module, Any]] = (),
+    integrands: Sequence[tuple[Integrand, Any]] = (),
     noise: Brownian | None = None,
 ) -> Problem:
     """The checked problem of these arguments, as `solve` takes them; raises ValueError with the cure."""
@@ -74,9 +75,10 @@ def pose(
     if path is not None:
         path.check_times(ts)
     for pair in integrands:
-        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module)):
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], Integrand)):
             raise ValueError(
-                "expected integrands as pairs (module, own context), got something else; give (module, None)"
+                "expected integrands as pairs (Integrand, own context), got something else; derive from Integrand, and "
+                "give (it, None)"
             )
         _check_leaves("an integrand's own context", pair[1], y0)
     if noise is not None:

@@ -19,7 +19,7 @@ class Estimate(ABC):
 
     @abstractmethod
     def of(self, error: Tensor | None, stiffness: Tensor | None) -> Tensor:
-        """That one of both."""
+        """This estimate, of the two."""
 
     @abstractmethod
     def factor(self, size: Any, solver: Any) -> Any:

@@ -6,6 +6,7 @@ from torch import nn
 from ndeflow.contracts import Output, Regularizer
 from ndeflow.models import NeuralODE
 from ndeflow.models.trajectory import first_seen
+from ndeflow.numerics.derivatives import Integrand
 from ndeflow.numerics.explicit import RungeKutta
 from tests.models.series import irregular_batch
 
@@ -21,7 +22,7 @@ class Decay(NeuralODE):
         return -self.rate * y
 
 
-class Squares(nn.Module):
+class Squares(Integrand):
     """The integral of |y|^2."""
 
     def forward(self, at, own):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ndeflow.contracts import Problem
 from ndeflow.numerics.adjoint import Direct
 from ndeflow.numerics.controllers import PI, I
-from ndeflow.numerics.derivatives import Evaluation
+from ndeflow.numerics.derivatives import Evaluation, Integrand
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
@@ -48,7 +48,7 @@ class Rate(nn.Module):
         return dy if context is None else dy * context.view(-1, *[1] * (y.dim() - 1))
 
 
-class Square(nn.Module):
+class Square(Integrand):
     """k times the mean of |y|^2 over the state."""
 
     def __init__(self, k: float) -> None:

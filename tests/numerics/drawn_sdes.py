@@ -13,7 +13,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics.adaptive_stochastic import PAIRS, AdaptiveStochastic, solves
 from ndeflow.numerics.adjoint import Direct
 from ndeflow.numerics.brownian import Brownian
-from ndeflow.numerics.derivatives import Evaluation
+from ndeflow.numerics.derivatives import Evaluation, Integrand
 from ndeflow.numerics.field import NOISE_TYPES, SDE, SDE_TYPES, ByValue
 from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.paths import Linear
@@ -49,7 +49,7 @@ class Drawn(SDE):
         return wave * self.weight[:, 0] if self.noise_type == "diagonal" else wave.unsqueeze(-1) * self.weight
 
 
-class Speed(nn.Module):
+class Speed(Integrand):
     """The integral of |drift|^2."""
 
     def forward(self, at: Evaluation, own: Any) -> Tensor:

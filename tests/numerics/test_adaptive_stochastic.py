@@ -12,6 +12,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics.adaptive_stochastic import PAIRS, AdaptiveStochastic, solves
 from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.brownian import Brownian
+from ndeflow.numerics.derivatives import Integrand
 from ndeflow.numerics.field import SDE, SDE_TYPES
 from ndeflow.numerics.paths import Linear
 from ndeflow.numerics.solution import Solution, SolveError
@@ -159,7 +160,7 @@ def gradients(sde: SDE, solver: AdaptiveStochastic, adjoint) -> list[Tensor]:
     return [solution.ys.detach(), solution.stats.nfe, *torch.autograd.grad(loss, [y0, *sde.parameters()])]
 
 
-class Square(nn.Module):
+class Square(Integrand):
     """The integral of |drift|^2."""
 
     def forward(self, at, own):

@@ -16,6 +16,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.backends import TorchDiffEq, TorchSDE
 from ndeflow.numerics.brownian import Brownian
+from ndeflow.numerics.derivatives import Integrand
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE, Controlled
 from ndeflow.numerics.paths import Hermite, Linear
@@ -58,7 +59,7 @@ class Bend(nn.Module):
         return self.outer(torch.tanh(self.inner(y) + torch.sin(t))) + shift
 
 
-class Square(nn.Module):
+class Square(Integrand):
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(tensor(1.5)[0])
@@ -222,7 +223,7 @@ def test_the_seminorm_saves_evaluations():
 
 
 def test_integrals_stay_outside_torchdiffeqs_error_norm():
-    class Rough(nn.Module):
+    class Rough(Integrand):
         def forward(self, at, own):
             return torch.sin(200 * at.t) * at.y[:, 0]
 

@@ -12,6 +12,7 @@ from torch import nn
 from ndeflow.contracts import Problem
 from ndeflow.numerics.backends import TORCHSDE, Increments, TorchSDE
 from ndeflow.numerics.brownian import Brownian
+from ndeflow.numerics.derivatives import Integrand
 from ndeflow.numerics.field import NOISE_TYPES, SDE, SDE_TYPES, ByValue
 from ndeflow.numerics.paths import Linear
 from ndeflow.numerics.stochastic import SCHEMES, Stochastic
@@ -203,7 +204,7 @@ def test_integrals_path_and_probes_under_torchsde():
         def drift(self, t, y, *context):
             return context[0][:, :3] - y
 
-    class Weighted(nn.Module):
+    class Weighted(Integrand):
         def forward(self, at, own):
             return at.y.square().sum(dim=1)
 

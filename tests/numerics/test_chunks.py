@@ -24,7 +24,7 @@ from ndeflow import (
 )
 from ndeflow.numerics.accounts import account
 from ndeflow.numerics.chunks import Chunked
-from ndeflow.numerics.derivatives import Evaluation
+from ndeflow.numerics.derivatives import Evaluation, Integrand
 from ndeflow.numerics.paths import Hermite
 from tests.numerics.compiling import Small, programs
 
@@ -158,7 +158,7 @@ ROWS = TS + torch.linspace(0, 0.3, 4, dtype=F64)[:, None] * TS
     [("euler", 4, TS.clone().requires_grad_()), ("midpoint", 1, ROWS), ("rk4", 2, TS.flip(0))],
 )
 def test_fixed_runge_kutta_compiles_with_context_times_and_integrands(method, steps, ts) -> None:
-    class Energy(nn.Module):
+    class Energy(Integrand):
         def forward(self, at: Evaluation, own: Any) -> Tensor:
             return at.dy.square().sum(-1)
 

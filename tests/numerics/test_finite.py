@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics.adjoint import Checkpointed, Direct
-from ndeflow.numerics.derivatives import Evaluation
+from ndeflow.numerics.derivatives import Evaluation, Integrand
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.reversible import Reversible
@@ -37,7 +37,7 @@ def rate(t: Tensor, spoilt: Tensor) -> Tensor:
     return torch.where(t.flatten() >= spoilt[:, 1], spoilt[:, 0], 1.0)
 
 
-class Duration(nn.Module):
+class Duration(Integrand):
     def forward(self, at: Evaluation, own: Tensor) -> Tensor:
         return rate(at.t, own)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ndeflow.numerics.adjoint import Checkpointed, Direct
+from ndeflow.numerics.derivatives import Integrand
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import ByValue, Controlled, required_path
 from ndeflow.numerics.fixed import FixedRungeKutta
@@ -50,7 +51,7 @@ class Whole(nn.Module):
         return required_path(context).derivative(t)
 
 
-class Kinetic(nn.Module):
+class Kinetic(Integrand):
     """|dy/dt|^2; an integrand may read of a path what it likes, too."""
 
     def forward(self, at, own):

@@ -10,6 +10,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.backsolve import Backsolve
 from ndeflow.numerics.controllers import PI, I
+from ndeflow.numerics.derivatives import Integrand
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.paths import ControlPath, Hermite
 from ndeflow.numerics.reversible import Reversible
@@ -275,7 +276,7 @@ def masked(y0: Tensor, ts: Tensor, adjoint: Direct | Checkpointed, field: nn.Mod
     return solve(field, y0, ts, solver=solver, adjoint=adjoint, context=gains, integrands=pairs)
 
 
-class Kinetic(nn.Module):
+class Kinetic(Integrand):
     def forward(self, at, own):
         return at.dy.square().sum(dim=1)
 

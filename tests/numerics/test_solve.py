@@ -12,6 +12,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.backsolve import Backsolve
 from ndeflow.numerics.brownian import Brownian
+from ndeflow.numerics.derivatives import ExactDivergence, Integrand
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE, Controlled
 from ndeflow.numerics.fixed import FixedRungeKutta
@@ -39,7 +40,8 @@ TS = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
         ({"ts": torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])}, "increase in every row.*sort"),
         ({"context": torch.ones(2, 1)}, "leaf of context with leading dimension 3"),
         ({"integrands": [nn.Identity()]}, "pairs"),
-        ({"integrands": [(nn.Identity(), torch.ones(2))]}, "integrand's own context with leading dimension 3"),
+        ({"integrands": [(nn.Identity(), None)]}, "derive from Integrand"),
+        ({"integrands": [(ExactDivergence(), torch.ones(2))]}, "integrand's own context with leading dimension 3"),
         ({"noise": Brownian(0)}, "noise for an SDE only"),
     ],
 )
@@ -120,7 +122,7 @@ def test_one_time_or_none_that_moves_gives_the_start(solver):
         assert solution.stats.accepted.tolist() == [0, 0, 0] and solution.stats.times.shape == (3, 0)
 
 
-class Speed(nn.Module):
+class Speed(Integrand):
     """|dy/dt|^2, times its own context where there is one."""
 
     def forward(self, at, own):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ndeflow.contracts import Problem
 from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.brownian import Brownian
+from ndeflow.numerics.derivatives import Integrand
 from ndeflow.numerics.field import NOISE_TYPES, SDE, SDE_TYPES, ByValue
 from ndeflow.numerics.paths import Linear
 from ndeflow.numerics.solution import SolveError
@@ -189,7 +190,7 @@ def test_shared_and_equal_times_per_row_agree():
     torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
-class Square(nn.Module):
+class Square(Integrand):
     def forward(self, at, own):
         return at.y.square().sum(dim=1)
 
