@@ -33,6 +33,7 @@ from ndeflow.data.loader import TrainingBatches
 from ndeflow.numerics.seeds import mix
 from ndeflow.running import assembled, prepare
 from ndeflow.runs import Run
+from ndeflow.tasks.base import weighed
 from ndeflow.training.stopwatch import Stopwatch
 
 NAMES = ("run", "bare")
@@ -83,8 +84,8 @@ class Bare:
         with task.model.prepared(task.regularizers) as preparation:
             output = task.model(batch)
         loss, penalties = task.terms(output, batch, preparation)
-        for name, value in penalties.items():
-            loss = loss + task.regularizers[name].weight_at(self.done / self.steps) * value
+        weights = {name: task.regularizers[name].weight_at(self.done / self.steps) for name in penalties}
+        loss = weighed(loss, penalties, weights)
         self.optimizer.zero_grad()
         loss.backward()
         if self.clip:

@@ -108,8 +108,7 @@ class Task(Clipped, ABC):
             return sum((0.0 * p.sum() for p in self.parameters()), start=output.prediction.new_zeros(()))
         preparation.solved = dict(left.solved)
         loss, penalties = self.terms(left.output, left.batch, preparation)
-        weights = self._weights() if penalties else {}
-        total = loss + sum(weights[name] * value for name, value in penalties.items())
+        total = weighed(loss, penalties, self._weights() if penalties else {})
         if not math.isfinite(total.item()):
             raise FloatingPointError(
                 f"expected a finite loss, got {total.item()} at step {self.global_step}; {self.calming}, "
@@ -211,6 +210,13 @@ class Task(Clipped, ABC):
         if failed is not None:
             self._tally.add(failed)
             self.meter.add({"train/failed": failed.double().mean()})
+
+
+def weighed(loss: Tensor, penalties: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The loss, and each penalty times its weight."""
+    for name, value in penalties.items():
+        loss = torch.add(loss, value, alpha=weights[name])
+    return loss
 
 
 EVALUATION = 0x5EED  # in place of a training step's number in the noise seed of evaluations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from benchmarking.measure import kept_bytes
@@ -38,7 +39,7 @@ class Penalized(Ndeflow):
         problem, preparation = self.problem, Preparation({"it": self.penalty})
         solution = preparation.solve(self.solver, self.adjoint, pose(problem.field, problem.y0, problem.ts))
         value = self.penalty.penalty(None, Output(solution.ys), None, preparation.solved["it"])
-        return solution, loss(self._asked(solution)) + 0.0 * value
+        return solution, torch.add(loss(self._asked(solution)), value, alpha=0.0)
 
     def _asked(self, solution: Solution) -> Tensor:
         """The states that the problem asks for."""
