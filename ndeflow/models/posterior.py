@@ -41,7 +41,7 @@ class PathKL(Integrand):
     """
 
     def forward(self, at: Evaluation, own: Any) -> Tensor:
-        spread = at.field.diffusion(at.t, at.y, *(() if at.context is None else (at.context,)))
+        spread = at.field.diffusion(at.t, at.y) if at.context is None else at.field.diffusion(at.t, at.y, at.context)
         return ((at.dy - at.field.prior(at.t, at.y)) / spread).square().sum(dim=-1) / 2
 
 

@@ -93,19 +93,12 @@ def numbered_plan(system: InitialValue, trace: Trace) -> EndsPlan | InsidePlan:
     s = np.maximum((theta + (segment - own) - begin) / size, 0)  # no row moves before the first step
     if trace.steps[0].mid is None:
         return _inside(nodes, step, "zy", np.stack([1 - s, s], axis=1))
-    weights = _powers(s) @ _QUARTIC
+    weights = np.vander(s, 5, increasing=True) @ _QUARTIC
     weights[:, 1::3] *= h[:, None]
     return _inside(nodes, step, "zkmyl", weights)
 
 
 _QUARTIC = np.array(QUARTIC, dtype=float).T
-
-
-def _powers(s: np.ndarray) -> np.ndarray:
-    """(M, 5): 1, s, ..., s^4."""
-    found = np.ones((len(s), 5))
-    found[:, 1:] = s[:, None]
-    return np.multiply.accumulate(found, axis=1, out=found)
 
 
 def _inside(nodes: Sequence[Node], chosen: np.ndarray, kinds: str, weights: np.ndarray) -> InsidePlan:
