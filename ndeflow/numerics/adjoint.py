@@ -15,7 +15,7 @@ from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.masking import masked
 from ndeflow.numerics.purity import repeatable
 from ndeflow.numerics.reverse import CompiledReverse, EagerReverse
-from ndeflow.numerics.solution import Adjoint, Solution, Solver
+from ndeflow.numerics.solution import ESTIMATES, Adjoint, Solution, Solver
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.tape import Tape
 from ndeflow.numerics.trace import finish, solution, statistics
@@ -79,11 +79,11 @@ def replayed(solver: Solver, marched: Marching, system: InitialValue, kind: type
         trace = marched.march(system)
     tape = kind(marched, system, trace, ambient)
     inputs = [system.segments.edges, problem.y0, *replay.conditions(problem), *tape.parameters]
-    error, stiffness, *stacks = Replay.apply(tape, *inputs)
-    stats = statistics(system, trace, error, stiffness)
+    outputs = Replay.apply(tape, *inputs)
+    stats = statistics(system, trace, outputs[:ESTIMATES])
     stats.backward_nfe = tape.backward_nfe
     tape.settle()
-    return finish(solver, system, tape.plan.read(stacks), stats)
+    return finish(solver, system, tape.plan.read(outputs[ESTIMATES:]), stats)
 
 
 def _checked(system: InitialValue) -> AbstractContextManager[None]:
@@ -92,7 +92,7 @@ def _checked(system: InitialValue) -> AbstractContextManager[None]:
 
 
 class Replay(torch.autograd.Function):
-    """(edges, y0, *conditions, *parameters) -> (error, stiffness, *stacks), taking steps again in the backward."""
+    """(edges, y0, *conditions, *parameters) -> (*estimates, *stacks), taking steps again in the backward."""
 
     @staticmethod
     def forward(ctx: Any, tape: Tape, edges: Tensor, y0: Tensor, *tensors: Tensor) -> tuple[Tensor | None, ...]:

@@ -67,10 +67,10 @@ class Backsolve(Adjoint):
             trace = solver.march(system)
             how = plan(system, trace)
             packed = how.read(how.gather(trace))
-            error, stiffness = trace.estimates()
+            estimates = trace.estimates()
         sweep = Sweep(self.solver or solver, system, ambient, self.seminorm)
         inputs = [system.times, problem.y0, *replay.conditions(problem), *sweep.parameters]
-        stats = statistics(system, trace, error, stiffness)
+        stats = statistics(system, trace, estimates)
         stats.backward_nfe = sweep.backward_nfe
         return finish(solver, system, Adjoined.apply(sweep, packed, *inputs), stats)
 

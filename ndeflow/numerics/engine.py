@@ -15,7 +15,7 @@ from ndeflow.numerics import replay
 from ndeflow.numerics.audit import Refusal
 from ndeflow.numerics.compiled import Halves, Program
 from ndeflow.numerics.fingerprint import Attribute, Survey, noted
-from ndeflow.numerics.form import MID, Form, number
+from ndeflow.numerics.form import MID, NOTHING, Form, number
 from ndeflow.numerics.functions import Functions
 from ndeflow.numerics.rewrites import rules
 from ndeflow.numerics.solution import Step
@@ -32,6 +32,13 @@ SAID = {
 VARIANTS = 4  # programs of one function, beside those for a single row: for few and many rows, and a field may branch
 
 Totals = Sequence[Tensor]
+
+
+def _said(head: tuple[int, ...]) -> str:
+    """Of a product, by what it starts from."""
+    if not head:
+        return "gradient"
+    return "gradient of the states inside steps" if head == (MID,) else "gradient of the estimates"
 
 
 @final
@@ -124,7 +131,7 @@ class Engine(Stepper):
             if backward:
                 totals, kept = self.zeros(leg), self.take(leg, t, h, z, carry, noise)
                 ends = [None] * (1 + self.form.carries)
-                self.pull(leg, kept, ends, [None] * 3, totals)
+                self.pull(leg, kept, ends, NOTHING, totals)
                 if self.form.carries:
                     self.pull_begin(leg, t, z, replay.carried(carry), totals)
             else:
@@ -184,21 +191,22 @@ class Engine(Stepper):
     ) -> tuple[Tensor, list[Tensor], Totals]:
         """One vector-Jacobian product of a step.
 
-        ends: cotangents of y and of the tensors of the carry; inner: of ratio, stiffness and mid; None: zero. Gives
-        those of z and of the carry before the step, and `totals`, one for each of `wanted`, with their part added.
+        ends: cotangents of y and of the tensors of the carry; inner: of the estimates, by their places, and mid; None:
+        zero. Gives those of z and of the carry before the step, and `totals`, one for each of `wanted`, with their part
+        added.
         """
-        group = int(any(c is not None for c in inner))
-        inputs = [*kept.inputs, *self._late(leg, self._states(kept.inputs), ends, inner), *totals]
-        states = len(self.form.states)
+        states, heads = self._states(kept.inputs), self.form.heads(leg.dense)
+        asked = {place for place, c in enumerate(inner) if c is not None}
+        head = next(n for n, places in enumerate(heads) if asked.issubset(places))
+        inputs = [*kept.inputs, *self._late(states, ends, inner, heads[head], heads[-1]), *totals]
         if kept.halves is None:
-            first = self.form.outputs(leg.dense) + group * (states + len(totals))
-            found = self._functions(leg).step_products(*inputs)[first:]
+            found = self._functions(leg).step_product(head, *inputs)
         else:
-            if not kept.halves.made(group):
-                with self.making("gradient of the estimates" if group else "gradient"), self.ambient():
-                    kept.halves.make(group)
-            found = kept.halves.rest(group, inputs, kept.values)
-        return found[0], list(found[1:states]), found[states : states + len(totals)]
+            if not kept.halves.made(head):
+                with self.making(_said(heads[head])), self.ambient():
+                    kept.halves.make(head)
+            found = kept.halves.rest(head, inputs, kept.values)
+        return found[0], list(found[1 : len(states)]), found[len(states) :]
 
     def pull_begin(
         self, leg: InitialValue, t: Tensor, z: Tensor, cotangents: Sequence[Tensor], totals: Totals
@@ -251,14 +259,21 @@ class Engine(Stepper):
         return [t, h, z, *replay.carried(carry), *replay.carried(noise), *self.constants]
 
     def _late(
-        self, leg: InitialValue, states: Sequence[Tensor], ends: Sequence[Tensor | None], inner: Sequence[Tensor | None]
+        self,
+        states: Sequence[Tensor],
+        ends: Sequence[Tensor | None],
+        inner: Sequence[Tensor | None],
+        head: Sequence[int],
+        inside: Sequence[int],
     ) -> list[Any]:
-        """Cotangents of what a step gives, zeros for None; None for those inside it where no one gave one."""
+        """Cotangents of what a step gives, zeros for None; None for those inside it that `head` has not."""
         found: list[Any] = [self._given(c, x.shape) for c, x in zip(ends, states, strict=True)]
-        places, rows = self.form.inner(leg.dense), states[0].shape[:1]
-        if all(c is None for c in inner):
-            return [*found, *[None] * len(places)]
-        return [*found, *(self._given(inner[i], states[0].shape if i == MID else rows) for i in places)]
+        if not head:
+            return found + [None] * len(inside)
+        shape = states[0].shape
+        row, one = shape[:1], torch.Size()
+        shapes = row, one, row, one, shape
+        return found + [self._given(inner[i], shapes[i]) if i in head else None for i in inside]
 
     def _states(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """z and the carry, of what a step is about."""
@@ -313,9 +328,9 @@ class Engine(Stepper):
     def _halves(self, leg: InitialValue, inputs: list[Tensor]) -> Halves:
         """Of a step and its products; examples of what comes late are zeros."""
         outputs, early, totals = self.form.outputs(leg.dense), [*inputs, *self._flat], self.zeros(leg)
-        states, row = self._states(inputs), inputs[2].new_zeros(leg.rows)
-        late = self._late(leg, states, [None] * len(states), [row, None, None])
-        batched, heads = self._batched(inputs, late, totals), self.form.heads(leg.dense)
+        states, heads = self._states(inputs), self.form.heads(leg.dense)
+        late = self._late(states, [None] * len(states), NOTHING, heads[-1], heads[-1])
+        batched = self._batched(inputs, late, totals)
         groups = [outputs, *[len(self.form.states) + len(totals)] * len(heads)]
         function = self._functions(leg).step_products
         how = rules(steady=self._steady), rules(backward=True, steady=self._steady)
@@ -324,7 +339,7 @@ class Engine(Stepper):
     def _batched(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], totals: Totals) -> list[bool]:
         """Which arguments of a function have the batch first: numbers, and what belongs to the modules, have not."""
         modules, found = len(self.entry.reached), [x.dim() > 0 for x in inputs]
-        found += [False] * len(self.tensors) + [True] * (len(self._own) + len(cotangents))
+        found += [False] * len(self.tensors) + [True] * len(self._own) + [x.dim() > 0 for x in cotangents]
         return found + [i >= modules for i in range(len(totals))]
 
     def _functions(self, leg: InitialValue) -> Functions:

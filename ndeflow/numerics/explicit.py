@@ -63,6 +63,11 @@ class RungeKutta(Adaptive):
         return self.tableau.error_order + 1
 
     @property
+    def evaluations(self) -> int:
+        """Of the field, in a step whose first slope is known."""
+        return len(self.tableau.c) - 1
+
+    @property
     def stiffness(self) -> bool:
         return self.tableau.stiffness
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, final
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from ndeflow.numerics import replay
-from ndeflow.numerics.solution import Step
+from ndeflow.numerics.solution import ESTIMATES, Step
 from ndeflow.numerics.system import InitialValue
 
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from ndeflow.numerics.explicit import RungeKutta
     from ndeflow.numerics.stepper import Stepper
 
-RATIO, STIFFNESS, MID = range(3)
+RATIO, RATIO_NORM, STIFFNESS, STIFFNESS_NORM, MID = range(ESTIMATES + 1)  # places of what is inside a step
+NOTHING = [None] * (ESTIMATES + 1)  # of it
+
+Heads = tuple[tuple[int, ...], ...]
 
 
 class Form(ABC):
@@ -52,17 +55,15 @@ class Form(ABC):
         """The last arguments, the same for all steps of a solve."""
 
     @abstractmethod
-    def inner(self, dense: bool) -> list[int]:
-        """Which of RATIO, STIFFNESS and MID a step gives behind y and the carry."""
+    def heads(self, dense: bool) -> Heads:
+        """What of the inside of a step its products start from, beside y and the carry.
+
+        One after the other: the first from nothing, and the last from all that a step gives of it, in order.
+        """
 
     def outputs(self, dense: bool) -> int:
         """How many tensors a step gives."""
-        return 1 + self.carries + len(self.inner(dense))
-
-    def heads(self, dense: bool) -> tuple[int, ...]:
-        """The results of a step that a product starts from: y and carry, and all."""
-        ends, outputs = 1 + self.carries, self.outputs(dense)
-        return (ends, outputs) if outputs > ends else (ends,)
+        return 1 + self.carries + len(self.heads(dense)[-1])
 
     @abstractmethod
     def first(self, engine: Stepper, leg: InitialValue, z: Tensor) -> tuple[Any, Any]:
@@ -90,11 +91,34 @@ class Form(ABC):
 
 
 class AdaptiveForm(Form):
-    """Of an adaptive solver; the constants are its tolerances."""
+    """Of an adaptive solver; the constants are its tolerances. interpolates: steps of a dense solve have a mid."""
+
+    interpolates: ClassVar[bool]
+
+    def __init__(self, solver: Any, carries: int, more: int) -> None:
+        super().__init__(carries, more, solver.evaluations)
+        self.solver, self.count = solver, 1 + solver.stiffness
 
     @property
     def key(self) -> tuple[Hashable, ...]:
         return type(self), self.solver.method, self.solver.batching
+
+    def heads(self, dense: bool) -> Heads:
+        return _heads(dense and self.interpolates, self.solver.apart, self.count)
+
+    def given(self, step: Step) -> list[Tensor]:
+        """A step, as far as the form gives it."""
+        step = step if self.solver.apart else step.together()
+        found = [step.y, *replay.carried(step.carry), step.mid, *step.estimates]
+        return [x for x in found if x is not None]
+
+    def result(self, results: Sequence[Tensor], dense: bool, kept: Any) -> Step:
+        y, *rest = results
+        carry = rest.pop(0) if self.carries else None
+        mid = rest.pop(0) if dense and self.interpolates else None
+        each = len(rest) // self.count
+        stiffness = rest[each] if self.count == 2 else None
+        return Step(y, None, rest[0], stiffness, mid, carry, kept, rest[1::2] if each == 2 else ())
 
     def constants(self, system: InitialValue) -> list[Tensor]:
         return [number(x, system.problem.y0.device) for x in (self.solver.rtol, self.solver.atol)]
@@ -114,44 +138,30 @@ class AdaptiveForm(Form):
 class PairForm(AdaptiveForm):
     """Of an adaptive Runge-Kutta pair; the carry is dz/dt."""
 
-    starting = 2
+    starting, interpolates = 2, True
 
     def __init__(self, solver: RungeKutta) -> None:
-        super().__init__(carries=1, more=2, evaluations=len(solver.tableau.c) - 1)
-        self.solver = solver
-
-    def inner(self, dense: bool) -> list[int]:
-        return [RATIO, *[STIFFNESS] * self.solver.tableau.stiffness, *[MID] * dense]
+        super().__init__(solver, carries=1, more=2)
 
     def first(self, engine: Stepper, leg: InitialValue, z: Tensor) -> tuple[Any, Any]:
         return engine.start(leg, z, None)[0], None
 
     def step(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
         carry, rtol, atol = rest
-        step = self.tolerant(rtol, atol).advance(leg, t, z, h, carry)
-        return [x for x in (step.y, step.carry, step.ratio, step.stiffness, step.mid) if x is not None]
+        return self.given(self.tolerant(rtol, atol).advance(leg, t, z, h, carry))
 
     def probe(self, system: InitialValue) -> list[Tensor]:
         return [system.open()[1]]
-
-    def result(self, results: Sequence[Tensor], dense: bool, kept: Any) -> Step:
-        y, carry, ratio, *rest = results
-        mid = rest.pop() if dense else None
-        return Step(y, None, ratio, rest.pop() if rest else None, mid, carry, kept)
 
 
 @final
 class StochasticForm(AdaptiveForm):
     """Of an adaptive solver of SDEs; more is the noise of a step."""
 
-    starting = 3
+    starting, interpolates = 3, False
 
     def __init__(self, solver: AdaptiveStochastic) -> None:
-        super().__init__(carries=0, more=3, evaluations=solver.evaluations)
-        self.solver = solver
-
-    def inner(self, dense: bool) -> list[int]:
-        return [RATIO, STIFFNESS]
+        super().__init__(solver, carries=0, more=3)
 
     def first(self, engine: Stepper, leg: Any, z: Tensor) -> tuple[Any, Any]:
         zero = leg.index.new_zeros(())
@@ -162,17 +172,12 @@ class StochasticForm(AdaptiveForm):
 
     def step(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, *rest: Tensor) -> list[Tensor]:
         noise, rtol, atol = rest
-        step: Any = self.tolerant(rtol, atol).advance(leg, t, z, h, None, noise)
-        return [step.y, step.ratio, step.stiffness]
+        return self.given(self.tolerant(rtol, atol).advance(leg, t, z, h, None, noise))
 
     def probe(self, system: InitialValue) -> list[Tensor]:
         z, slope = system.open()
         leg = system.at(system.segments.first)
         return [slope, leg.diffusion(leg.start.to(z.dtype), z)]
-
-    def result(self, results: Sequence[Tensor], dense: bool, kept: Any) -> Step:
-        y, ratio, stiffness = results
-        return Step(y, None, ratio, stiffness, None, None, kept)
 
 
 @final
@@ -190,8 +195,8 @@ class FixedForm(Form):
     def constants(self, system: InitialValue) -> list[Tensor]:
         return []
 
-    def inner(self, dense: bool) -> list[int]:
-        return []
+    def heads(self, dense: bool) -> Heads:
+        return ((),)
 
     def first(self, engine: Stepper, leg: InitialValue, z: Tensor) -> tuple[Any, Any]:
         return engine.begin(leg, z, None), next(iter(self.solver.noises(leg, 0)))
@@ -217,6 +222,15 @@ class FixedForm(Form):
     def result(self, results: Sequence[Tensor], dense: bool, kept: Any) -> Step:
         y, *carry = results
         return Step(y, None, None, None, None, replay.packed(carry), kept)
+
+
+@cache
+def _heads(dense: bool, apart: bool, count: int) -> Heads:
+    """Of an adaptive step that gives so many estimates: what is asked for together, as a penalty or saved states do."""
+    mid = (MID,) if dense else ()
+    kinds = [(RATIO,), (STIFFNESS,)] if apart else [(RATIO, RATIO_NORM), (STIFFNESS, STIFFNESS_NORM)]
+    each = [mid + kind for kind in kinds[:count]]
+    return tuple(dict.fromkeys([(), mid, *each, sum(kinds[:count], mid)]))
 
 
 @lru_cache(maxsize=256)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ndeflow.numerics import replay
-from ndeflow.numerics.form import Form
+from ndeflow.numerics.form import Form, Heads
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.tree import node_normals
 
@@ -98,19 +98,29 @@ class Functions:
         return self._added(replay.grads(outputs, inputs, cotangents), wants, [inputs[1]], totals)
 
     def step_products(self, *flat: Tensor) -> list[Tensor]:
-        """What `step` gives; then its product from the cotangents of so many results as the form's `heads` say.
+        """What `step` gives, then its product from each of the form's `heads`.
 
         A product: the cotangents of z and carry before the step, then the totals.
         """
+        return self._products(flat, self.form.heads(self.leg.dense))
+
+    def step_product(self, head: int, *flat: Tensor) -> list[Tensor]:
+        """The product from one of the form's `heads` alone."""
+        heads, outputs = self.form.heads(self.leg.dense), self.form.outputs(self.leg.dense)
+        return self._products(flat, heads[head : head + 1])[outputs:]
+
+    def _products(self, flat: Sequence[Tensor], heads: Heads) -> list[Tensor]:
+        """What `step` gives, then some products."""
         inputs, wants = self._inputs(flat, self.form.about, self.form.states)
         with torch.enable_grad():
             outputs = self.step(*inputs)
-        late = flat[self.form.about + self.fixed :]
-        cotangents, totals = late[: len(outputs)], late[len(outputs) :]
+        late, inside = flat[self.form.about + self.fixed :], self.form.heads(self.leg.dense)[-1]
+        cotangents, totals, ends = late[: len(outputs)], late[len(outputs) :], len(outputs) - len(inside)
         found, states = [x.detach() for x in outputs], [inputs[i] for i in self.form.states]
-        for count in self.form.heads(self.leg.dense):
-            products = replay.grads(outputs[:count], inputs, cotangents[:count], retain_graph=True)
-            found += self._added(products, wants, states, totals)
+        for head in heads:
+            asked = [*range(ends), *(ends + inside.index(place) for place in head)]
+            chosen = [outputs[i] for i in asked], inputs, [cotangents[i] for i in asked]
+            found += self._added(replay.grads(*chosen, retain_graph=True), wants, states, totals)
         return found
 
     def _inputs(self, flat: Sequence[Tensor], count: int, states: Sequence[int]) -> tuple[list[Tensor], list[bool]]:

@@ -109,9 +109,8 @@ class Shared(Pace):
         return *self.leg.moment(self.theta, self.size), noise
 
     def take(self, step: Step) -> None:
-        assert step.ratio is not None
-        sizes = step.ratio.detach()
-        ratio = (sizes.dot(sizes).item() / self.leg.moving) ** 0.5
+        step = step if step.norms else step.together()
+        ratio = step.norms[0].item() / self.leg.moving**0.5
         proposed = self.size * self.rules.controller.factor(ratio, self.previous, self.rules.order)
         if ratio <= 1.0:
             self.dtheta = max(proposed, self.dtheta) if self.last else proposed

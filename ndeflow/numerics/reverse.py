@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.numerics import replay
+from ndeflow.numerics.solution import ESTIMATES
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.tape import Reads, Tape
 from ndeflow.numerics.trace import Node
@@ -29,11 +30,11 @@ class Reverse(ABC):
         self.conditions = [replay.detached(c) for c in conditions]
         self.system = replay.conditioned(tape.system, self.conditions, self.edges)
 
-    def run(self, error: Tensor | None, stiffness: Tensor | None, *stacks: Tensor | None) -> Gradients:
+    def run(self, *cotangents: Tensor | None) -> Gradients:
         """The gradients, from cotangents of the tape's outputs."""
-        trace, reads = self.tape.trace, Reads.of(self.tape.plan, stacks)
+        trace, reads = self.tape.trace, Reads.of(self.tape.plan, cotangents[ESTIMATES:])
         z, carry = reads.states.get(len(trace.nodes)), []
-        estimates = [None if x is None else trace.of_steps(x) for x in (error, stiffness)]
+        estimates = [None if x is None else trace.of_steps(x) for x in cotangents[:ESTIMATES]]
         for n in reversed(range(len(trace.nodes))):
             rows, count = trace.nodes[n].rows, len(trace.z0)
             after = [replay.taken(x, rows) for x in (z, *carry)]
@@ -74,7 +75,8 @@ class Reverse(ABC):
     ) -> tuple[Tensor | None, Gradients]:
         """The product of step n, a node: cotangents of state and carry before it; the others' are added to the totals.
 
-        carry1: may be empty, for none. inner: cotangents of ratio, stiffness and mid. k0: of a fresh carry.
+        carry1: may be empty, for none. inner: cotangents of the estimates, by their places, and mid. k0: of a fresh
+        carry.
         """
 
     @abstractmethod
@@ -91,9 +93,9 @@ class EagerReverse(Reverse):
         self.inputs = [self.edges, *self.conditions, *tape.parameters]
         self.totals: Gradients = [None] * len(self.inputs)
 
-    def run(self, error: Tensor | None, stiffness: Tensor | None, *stacks: Tensor | None) -> Gradients:
+    def run(self, *cotangents: Tensor | None) -> Gradients:
         with torch.enable_grad(), self.tape.ambient():
-            return super().run(error, stiffness, *stacks)
+            return super().run(*cotangents)
 
     def _pull(
         self,
@@ -109,7 +111,7 @@ class EagerReverse(Reverse):
         given = [] if node.fresh else [x.detach().requires_grad_() for x in replay.carried(node.carry)]
         carry, step = self.tape.retake(leg, node, z, None if node.fresh else replay.like_carry(node.carry, given))
         after = replay.carried(step.carry)
-        outputs = [step.y, *after, step.ratio, step.stiffness, step.mid]
+        outputs = [step.y, *after, *step.estimates, step.mid]
         cotangents = [z1, *(carry1 or [None] * len(after)), *inner]
         if k0 is not None:
             outputs, cotangents = [*outputs, replay.carried(carry)[0]], [*cotangents, k0]

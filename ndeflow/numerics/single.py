@@ -10,18 +10,18 @@ from torch import Tensor
 
 from ndeflow.numerics import replay
 from ndeflow.numerics.adaptive import Adaptive
-from ndeflow.numerics.solution import Solution
+from ndeflow.numerics.solution import Solution, Step
 from ndeflow.numerics.stepper import Eager
 from ndeflow.numerics.system import InitialValue
 
 if TYPE_CHECKING:
     from ndeflow.numerics.engine import Engine, Kept
 
-Estimates = tuple[Tensor | None, Tensor | None]
+Norms = tuple[Tensor | None, Tensor | None]
 
 
-def estimates(solution: Solution, number: int, fraction: float = 0.0, noise: Tensor | None = None) -> Estimates:
-    """Scaled error and stiffness, (B,), of a step of the state alone; None: no estimate.
+def norms(solution: Solution, number: int, fraction: float = 0.0, noise: Tensor | None = None) -> Norms:
+    """Norms over the rows, 0-dim, of scaled error and stiffness of a step of the state alone; None: no estimate.
 
     From a fraction of accepted step `number` on, and as long as it: time, state and size are constants, the first slope
     is not. The state is where a step of that fraction comes to; with noise, it is interpolated linearly. Where the
@@ -45,21 +45,25 @@ def estimates(solution: Solution, number: int, fraction: float = 0.0, noise: Ten
             start, size = leg.moment(node.theta, fraction * node.dtheta)
             z = stepper.step(leg, start, z, size, node.carry).y if compiled else solver.reach(leg, start, z, size)
     if not compiled:
-        step = stepper.step(leg, t, z, h, None, noise)
-        return step.ratio, step.stiffness
+        return _norms(stepper.step(leg, t, z, h, None, noise).together())
     one = Alone(solver, stepper, leg, t.detach(), z, h.detach(), noise)
     if fraction or noise is not None:
         one.take()
     else:
-        error, stiffness = (x if x is None else x.detach()[:, number] for x in (stats.error, stats.stiffness))
+        error, stiffness = (x if x is None else x.detach()[number] for x in stats.norms)
         one.found, one.carry, one.kept = (error, stiffness), node.carry, stats.trail.kept[number]
     return Taken.apply(one, *leg.conditions(), *stepper.parameters)
+
+
+def _norms(step: Step) -> Norms:
+    _, error, _, stiffness = step.estimates
+    return error, stiffness
 
 
 @final
 @dataclass
 class Alone:
-    """A compiled step from a constant start: t, z and h. found: its estimates, once it is taken."""
+    """A compiled step from a constant start: t, z and h. found: its norms, once it is taken."""
 
     solver: Adaptive
     engine: Engine
@@ -70,7 +74,7 @@ class Alone:
     noise: Tensor | None
     carry: Any = None
     kept: Kept | None = None
-    found: Estimates = (None, None)
+    found: Norms = (None, None)
 
     def take(self) -> None:
         """Take the step."""
@@ -79,20 +83,20 @@ class Alone:
         with torch.no_grad():
             self.carry = engine.begin(leg, self.z, None)
             step = engine.step(leg, self.t, self.z, self.h, self.carry, self.noise)
-        self.found, self.kept = (step.ratio, step.stiffness), step.kept
+        self.found, self.kept = _norms(step), step.kept
 
-    def again(self, leaves: list[Tensor]) -> Estimates:
-        """The estimates on the graph of the modules' parameters and other leaves of the context."""
+    def again(self, leaves: list[Tensor]) -> Norms:
+        """The norms on the graph of the modules' parameters and other leaves of the context."""
         leg = self.leg.with_conditions(leaves)
-        step = self.solver.advance(leg, self.t, self.z, self.h, None, self.noise)
-        return step.ratio, step.stiffness
+        return _norms(self.solver.advance(leg, self.t, self.z, self.h, None, self.noise).together())
 
     def pull(self, cotangents: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """The vector-Jacobian product: for the leaves, then the parameters."""
         engine, leg = self.engine, self.leg
         kept = self.kept or engine.take(leg, self.t, self.h, self.z, self.carry, self.noise)
         ends = [None] * (1 + engine.form.carries)
-        _, before, totals = engine.pull(leg, kept, ends, [*cotangents, None], engine.zeros(leg))
+        inner = [None, cotangents[0], None, cotangents[1], None]
+        _, before, totals = engine.pull(leg, kept, ends, inner, engine.zeros(leg))
         if before:
             _, totals = engine.pull_begin(leg, self.t, self.z, before, totals)
         own = iter(totals[len(engine.entry.reached) :])
@@ -101,10 +105,10 @@ class Alone:
 
 
 class Taken(torch.autograd.Function):
-    """(*leaves, *parameters) -> (error, stiffness) of a compiled step."""
+    """(*leaves, *parameters) -> the norms of a compiled step."""
 
     @staticmethod
-    def forward(ctx: Any, one: Alone, *inputs: Tensor) -> Estimates:
+    def forward(ctx: Any, one: Alone, *inputs: Tensor) -> Norms:
         ctx.one = one
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ndeflow.numerics.trace import Trail
 
 NON_FINITE, UNDERFLOW, TOO_MANY = 1, 2, 3  # why a row failed, as `Stats.status` says
+ESTIMATES = 4  # of a step: ratio and its norm, stiffness and its norm
 
 
 class SolveError(RuntimeError):
@@ -61,7 +63,8 @@ class Stats:
     error: (B, N), each row's tolerance-scaled RMS local error: sqrt(mean((e / (atol + rtol max(|y0|, |y1|)))^2)).
     stiffness: (B, N), |k_s - k_{s-1}| / |g_s - g_{s-1}| (Hairer & Wanner II, p. 22), in 1 / time; of an SDE see
     `AdaptiveStochastic`.
-    error and stiffness are on the graph under adjoints with `differentiable_stats`; None where a method has none.
+    norms: Euclidean norms over the rows, (N,) each, of error and of stiffness, where rows step together.
+    All these are on the graph under adjoints with `differentiable_stats`; None where a method has none.
     states: (B, N, *state), detached, at the starts of the steps, if the problem asked with `keep_mesh`; where rows step
     together from `trail`, from which more steps can be taken, otherwise `starts`.
     backward_nfe: evaluations of the backward pass, filled by it: a one-element list holding a number.
@@ -71,6 +74,7 @@ class Stats:
     mesh: Mesh
     error: Tensor | None = None
     stiffness: Tensor | None = None
+    norms: tuple[Tensor | None, Tensor | None] = (None, None)
     starts: Tensor | None = None
     trail: Trail | None = None
     backward_nfe: list[int] | None = None
@@ -139,6 +143,7 @@ class Step(NamedTuple):
     y: (B, *state). error: the raw embedded difference, like y, or None. ratio: (B,) its tolerance-scaled RMS.
     stiffness: (B,) or None. mid: the state at t + h/2 for dense output, or None. carry: what the next step reuses
     (for a Runge-Kutta pair its last stage, dy/dt at t + h). kept: what an engine keeps of it for the backward pass.
+    norms: Euclidean norms over the rows, 0-dim, of ratio and of stiffness, as far as there are such: see `together`.
     """
 
     y: Tensor
@@ -148,6 +153,18 @@ class Step(NamedTuple):
     mid: Tensor | None
     carry: Any
     kept: Any = None
+    norms: Sequence[Tensor] = ()
+
+    def together(self) -> Step:
+        """The step with its norms, as one that all rows take."""
+        estimates = [x for x in (self.ratio, self.stiffness) if x is not None]
+        return self._replace(norms=[torch.linalg.vector_norm(x) for x in estimates])
+
+    @property
+    def estimates(self) -> list[Tensor | None]:
+        """Ratio, its norm, stiffness, its norm; None: there is none."""
+        ratio, stiffness = (*self.norms, None, None)[:2]
+        return [self.ratio, ratio, self.stiffness, stiffness]
 
 
 class Solver(ABC):

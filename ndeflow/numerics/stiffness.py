@@ -19,7 +19,7 @@ def quotient(rise: Tensor, run: Tensor, rate: Tensor, point: Tensor) -> Tensor:
     rise: the difference of two rates. run: of the points they were found at. rate, point: one of either. All (B, ...).
     At the floors, constants for autograd, it is |rate| / |point|; where all four are 0, nearly 0.
     """
-    norms = stacked_norms(rise, run, rate, point)
-    tiny = torch.finfo(norms.dtype).tiny
-    up, along = torch.hypot(norms[:2], norms[2:].detach() * floor(norms.dtype) + tiny).unbind()
+    tiny = torch.finfo(rise.dtype).tiny
+    floors = stacked_norms(rate.detach(), point.detach()) * floor(rise.dtype) + tiny
+    up, along = torch.hypot(stacked_norms(rise, run), floors).unbind()
     return up / (along + tiny**0.5)

@@ -43,7 +43,7 @@ class Tape:
         """After a backward pass."""
 
     def outputs(self, trace: Trace) -> tuple[Tensor | None, ...]:
-        """Error and stiffness (B, N) or None, and the tensors that the save times are read from."""
+        """The estimates of the steps, and the tensors that the save times are read from."""
         return *trace.estimates(), *self.plan.gather(trace)
 
     def leg(self, system: InitialValue, node: Node) -> InitialValue:
@@ -56,7 +56,8 @@ class Tape:
         if node.fresh:
             carry = self.solver.begin(leg, leg.start, z, None)
         t, h = leg.moment(node.theta, node.dtheta)
-        return carry, self.solver.advance(leg, t, z, h, carry, node.noise)
+        step = self.solver.advance(leg, t, z, h, carry, node.noise)
+        return carry, step if self.trace.apart else step.together()
 
     def again(self, edges: Tensor, y0: Tensor, conditions: list[Tensor]) -> tuple[Tensor | None, ...]:
         """The outputs on the graph of these inputs, on the same mesh."""

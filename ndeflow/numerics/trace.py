@@ -98,19 +98,23 @@ class Trace:
         ratio = None if step.ratio is None else step.ratio.detach()
         self.rejections.append(Rejection(len(self.nodes), place, ratio))
 
-    def estimates(self) -> tuple[Tensor | None, Tensor | None]:
-        """Error and stiffness of the accepted steps, (B, N) each; None where the method has none."""
+    def estimates(self) -> list[Tensor | None]:
+        """Of the accepted steps error (B, N), where rows step together its norms (N,), and stiffness likewise; None
+        where the method has none."""
         if not self.steps:
             nothing = self.z0.new_zeros(len(self.z0), 0, dtype=self.z0.dtype.to_real())
-            error, stiffness = (nothing if there else None for there in self.estimated)
-            return error, stiffness
-        error = [s.ratio for s in self.steps if s.ratio is not None]
-        stiffness = [s.stiffness for s in self.steps if s.stiffness is not None]
-        return self.by_row(error) if error else None, self.by_row(stiffness) if stiffness else None
+            norm = None if self.apart else nothing.sum(dim=0)
+            return [x if there else None for there in self.estimated for x in (nothing, norm)]
+        kinds = zip(*(step.estimates for step in self.steps), strict=True)
+        found = ([x for x in kind if x is not None] for kind in kinds)
+        return [self.by_row(x) if x else None for x in found]
 
     def by_row(self, values: list[Tensor]) -> Tensor:
-        """One tensor a step, each over the rows of its step, as (B, N, ...)."""
-        return self.table.spread(torch.cat(values)) if self.apart else torch.stack(values).transpose(0, 1)
+        """One tensor a step, each over the rows of its step, as (B, N, ...); numbers as (N,)."""
+        if self.apart:
+            return self.table.spread(torch.cat(values))
+        stack = torch.stack(values)
+        return stack.transpose(0, 1) if stack.dim() > 1 else stack
 
     @cached_property
     def table(self) -> Table:
@@ -118,9 +122,9 @@ class Trace:
         return Table(owners([node.rows for node in self.nodes], self.z0), len(self.z0))
 
     def of_steps(self, x: Tensor) -> Sequence[Tensor]:
-        """(B, N) as its N columns, or where rows step apart, as the entries (L,) of the rows of each step."""
+        """(B, N) as its N columns, (N,) as numbers; where rows step apart, as the entries (L,) of the rows of each."""
         if not self.apart:
-            return x.t().contiguous().unbind()
+            return x.t().contiguous().unbind() if x.dim() > 1 else x.unbind()
         return x[self.table.owner, self.table.rank].split([len(node.z) for node in self.nodes])
 
     @property
@@ -167,7 +171,7 @@ def solution(solver: Solver, system: InitialValue, trace: Trace) -> Solution:
     """The solution of a march, with all that autograd recorded of it."""
     how = plan(system, trace)
     packed = how.read(how.gather(trace))
-    return finish(solver, system, packed, statistics(system, trace, *trace.estimates()))
+    return finish(solver, system, packed, statistics(system, trace, trace.estimates()))
 
 
 def finish(solver: Solver, system: InitialValue, packed: Tensor, stats: Stats) -> Solution:
@@ -178,14 +182,15 @@ def finish(solver: Solver, system: InitialValue, packed: Tensor, stats: Stats) -
 @torch.no_grad()
 def partial(solver: Solver, system: InitialValue, trace: Trace) -> Solution:
     """What there is of a march that failed: its cost and mesh, and of the states the first."""
-    stats = statistics(system, trace, *trace.estimates())
+    stats = statistics(system, trace, trace.estimates())
     return finish(solver, system, trace.z0.detach().unsqueeze(1), stats)
 
 
-def statistics(system: InitialValue, trace: Trace, error: Tensor | None, stiffness: Tensor | None) -> Stats:
-    """The cost of a march, and its mesh."""
+def statistics(system: InitialValue, trace: Trace, estimates: Sequence[Tensor | None]) -> Stats:
+    """The cost of a march, and its mesh; estimates: as the trace gives them."""
     rows, failures = system.rows, trace.failures
     edges, (accepted, rejected) = system.segments.edges.detach(), trace.counts
+    error, ratios, stiffness, slopes = estimates
 
     if failures is not None:
         failed = failures.failed.unsqueeze(1)
@@ -198,6 +203,7 @@ def statistics(system: InitialValue, trace: Trace, error: Tensor | None, stiffne
         mesh=RowMesh(edges, trace.z0.detach(), trace.tries) if trace.apart else _shared_mesh(system, trace),
         error=error,
         stiffness=stiffness,
+        norms=(ratios, slopes),
         starts=_states(system, trace) if system.problem.keep_mesh and not together else None,
         trail=_trail(system, trace) if system.problem.keep_mesh and together else None,
         backward_nfe=[0],

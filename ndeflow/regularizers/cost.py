@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, final
 
-import torch
 from torch import Tensor
 
 from ndeflow.contracts import Decay, Solved
@@ -45,15 +44,15 @@ class StepCost(SolvePenalty):
         solution, factor = one.solution, self.estimate.factor
         self.estimate.refuse(solution.solver, type(self).__name__)
         stats, mesh = solution.stats, solution.stats.mesh
-        estimate = self.estimate.of(stats.error, stats.stiffness)
         if not isinstance(mesh, SharedMesh):
+            estimate = self.estimate.of(stats.error, stats.stiffness)
             sizes, counts = stats.steps.abs().to(estimate), stats.accepted.clamp(min=1)
             return self._rows(estimate * factor(sizes, solution.solver), counts).mean()
-        norms = torch.linalg.vector_norm(estimate, dim=0)  # its gradient at 0 is 0
-        count = max(len(norms), 1) if self.aggregate == "mean" else 1
-        scale = 1 / (count * len(estimate) ** 0.5)
-        factors = norms.new_tensor([scale * factor(size, solution.solver) for size in mesh.sizes()])
-        return (norms * factors).amax() if self.aggregate == "max" and len(norms) else norms.dot(factors)
+        norms, sizes = self.estimate.of(*stats.norms), mesh.sizes()
+        count = max(len(sizes), 1) if self.aggregate == "mean" else 1
+        scale = 1 / (count * stats.counts.rows**0.5)
+        factors = norms.new_tensor([scale * factor(size, solution.solver) for size in sizes])
+        return (norms * factors).amax() if self.aggregate == "max" and sizes else norms.dot(factors)
 
     def _rows(self, terms: Tensor, counts: Tensor) -> Tensor:
         """Of terms (B, N), `counts` of each row: (B,); 0 where there are none."""

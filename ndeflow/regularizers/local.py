@@ -84,9 +84,8 @@ class LocalCost(SolvePenalty):
         if not trail.nodes:
             return solution.ys.sum() * 0.0
         number, fraction, weight = self._drawn(mesh.sizes(), trail)
-        estimate = self.estimate.of(*single.estimates(solution, number, fraction, _noise(solution)))
-        factor = self.estimate.factor(weight, solution.solver)
-        return torch.linalg.vector_norm(estimate) * (factor / len(estimate) ** 0.5)
+        norm = self.estimate.of(*single.norms(solution, number, fraction, _noise(solution)))
+        return norm * (self.estimate.factor(weight, solution.solver) / solution.stats.counts.rows**0.5)
 
     def _drawn(self, sizes: list[float], trail: Trail) -> tuple[int, float, float]:
         """A step, the fraction of it where the one more begins, and a weight: N h, or t1 - t0."""

@@ -33,7 +33,7 @@ SOLVERS = [
 def values(solution) -> Tensor:
     """A loss that reads everything."""
     loss = solution.ys.sin().sum() + solution.integrals.square().sum()
-    for estimate in (solution.stats.error, solution.stats.stiffness):
+    for estimate in (solution.stats.error, solution.stats.stiffness, *solution.stats.norms):
         if estimate is not None:
             loss = loss + estimate.square().sum()
     return loss

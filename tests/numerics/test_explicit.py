@@ -10,9 +10,12 @@ from torchdiffeq import odeint
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics import stiffness
+from ndeflow.numerics.adjoint import Checkpointed, Direct
+from ndeflow.numerics.backsolve import Backsolve
 from ndeflow.numerics.controllers import PI
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.paths import Hermite
+from ndeflow.numerics.reversible import Reversible
 from ndeflow.numerics.solution import SolveError
 from ndeflow.numerics.solve import solve
 from tests.problems import FORCED, LOGISTIC, PROBLEMS, Net, apart, order, start
@@ -30,7 +33,8 @@ def march(solver: RungeKutta, steps: int) -> torch.Tensor:
     problem = Problem(FORCED.field, FORCED.y0, times(0.0, 10.0))
     y, carry, h = FORCED.y0, None, times(10.0 / steps)[0]
     for n in range(steps):
-        y, *_, carry = solver.step(problem, n * h, y, h, carry)
+        step = solver.step(problem, n * h, y, h, carry)
+        y, carry = step.y, step.carry
     return y
 
 
@@ -158,6 +162,19 @@ def test_error_is_each_rows_scaled_norm_and_the_batch_is_judged_by_its_mean():
     assert torch.allclose(step.ratio, (step.error / scale).square().mean(dim=1).sqrt())
     stats = solve(problem.field, problem.y0, problem.ts, solver=solver).stats
     assert (stats.error.square().mean(dim=0) <= 1).all()
+
+
+@pytest.mark.parametrize(
+    "adjoint", [Direct(), Checkpointed(), Backsolve(), Reversible()], ids=lambda a: type(a).__name__
+)
+def test_norms_are_those_of_the_estimates_of_rows_that_step_together(adjoint):
+    for method in ("bosh3", "dopri5"):
+        stats = solve(Net(), start(), times(0.0, 1.0), solver=RungeKutta(method), adjoint=adjoint).stats
+        for norms, estimate in zip(stats.norms, (stats.error, stats.stiffness), strict=True):
+            assert norms is estimate is None or torch.allclose(norms, estimate.norm(dim=0))
+        assert stats.stiffness is None or len(stats.norms[1]) == stats.accepted[0] > 1
+    apart = RungeKutta(batching="per_sample")
+    assert solve(Net(), start(), times(0.0, 1.0), solver=apart).stats.norms == (None, None)
 
 
 def test_stiffness_of_a_linear_field_is_its_rate():

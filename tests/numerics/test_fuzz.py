@@ -180,7 +180,8 @@ class Lowered:
     @staticmethod
     def of(x: Tensor) -> list[int]:
         """Dimensions by their strides, the longest first; a matrix within a stack is as long as there are rows."""
-        return sorted(range(x.dim()), key=lambda i: -int(x.stride(i)))
+        sizes = [s.node.hint if isinstance(s, torch.SymInt) else s for s in x.stride()]  # int() would fix them
+        return sorted(range(x.dim()), key=lambda i: -sizes[i])
 
     def __call__(self, inputs: list[Tensor]):
         for x, layout in zip(inputs, self.layouts, strict=True):

@@ -54,11 +54,10 @@ def wanted(problem: Problem) -> list[torch.Tensor]:
     return [x for x in tensors if x.requires_grad]
 
 
-def summed(found: single.Estimates, problem: Problem) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The estimates there are, and a weighted sum of all with its gradients, on the graph."""
+def summed(found: single.Norms, problem: Problem) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The norms there are, and a weighted sum of them with its gradients, on the graph."""
     values = [x for x in found if x is not None]
-    total = sum((x * torch.arange(1.0, 5.0, dtype=F64)).sum() for x in values)
-    assert isinstance(total, torch.Tensor)
+    total = torch.stack(values).dot(torch.arange(1.0, len(values) + 1, dtype=F64))
     return values, list(torch.autograd.grad(total, wanted(problem), allow_unused=True, create_graph=True))
 
 
@@ -86,8 +85,8 @@ def test_compiled_and_uncompiled_steps_agree(name: str, adjoint: Adjoint) -> Non
     solved, compiled = adjoint(off, problem), adjoint(on, problem)
     assert len(solved.stats.steps[0]) > 2
     for fraction in (0.0, 0.4):
-        values, gradients = summed(single.estimates(solved, 1, fraction, noise), problem)
-        others, theirs = summed(single.estimates(compiled, 1, fraction, noise), problem)
+        values, gradients = summed(single.norms(solved, 1, fraction, noise), problem)
+        others, theirs = summed(single.norms(compiled, 1, fraction, noise), problem)
         assert values and close(values, others) and close(gradients, theirs)
         assert close(*(twice(found, problem) for found in (gradients, theirs)))
 
@@ -104,8 +103,9 @@ def test_it_is_a_step_of_the_solver_from_where_a_shorter_one_comes_to(choice: st
     for fraction in (0.0, 0.7):
         start = plain.step(problem, t, y, fraction * h).y.detach()
         want = plain.step(problem, t + fraction * h, start, h)
-        values, gradients = summed(single.estimates(solution, 1, fraction), problem)
-        theirs, own = summed((want.ratio, want.stiffness), problem)
+        values, gradients = summed(single.norms(solution, 1, fraction), problem)
+        assert want.ratio is not None and want.stiffness is not None
+        theirs, own = summed((want.ratio.norm(), want.stiffness.norm()), problem)
         assert close(values, theirs) and close(gradients, own)
 
 
@@ -121,8 +121,8 @@ def test_a_step_uses_the_programs_of_the_solve() -> None:
     entries = account(problem.field).entries
     before = [len(found) for entry in entries.values() for found in entry.programs.values()]
     for fraction in (0.0, 0.5):
-        ratio, _ = single.estimates(solution, 1, fraction)
-        assert ratio is not None
-        ratio.sum().backward()
+        norm, _ = single.norms(solution, 1, fraction)
+        assert norm is not None
+        norm.backward()
     after = [len(found) for entry in entries.values() for found in entry.programs.values()]
     assert len(entries) == 1 and sum(after) - sum(before) <= 1  # the first slope after a knot
