@@ -23,9 +23,10 @@ used by others           of all cores, before the first case and after each, whi
 kept          MB held between the forward and the backward pass, the solution among them, weights not
 error, gradient          largest error of the end state, relative one of the gradient; against float64 at 1e-8; of an
               SDE against float64 in the same steps with the same noise, of ndeflow alone
-penalty       percent that one of weight 0 adds to the fastest call and to the median: GlobalError (ndeflow-error),
-              Stiffness, LocalError, biased and not (its fastest call is one at an accepted step, as where t* is late);
-              in penalty-path Kinetic, JacobianFrobenius, TaylorDerivative, TrajectoryPolynomial
+penalty       percent that one of weight 0 adds, at the median over the rounds, in each of which a machine keeps its
+              pace, and to the fastest call: GlobalError (ndeflow-error), Stiffness, LocalError, biased and not (its
+              fastest call is one at an accepted step, as where t* is late); in penalty-path Kinetic,
+              JacobianFrobenius, TaylorDerivative, TrajectoryPolynomial
 / bare field  time over that of as many evaluations of the bare field, compiled by torch.compile
 torchdiffeq / ...        how many times as long a peer takes by the clock (by processor time: less disturbed by others)
 

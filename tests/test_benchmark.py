@@ -112,8 +112,10 @@ def test_systems_take_turns_and_each_round_begins_with_another():
 
 def test_times():
     times = Times.of([(3.0, 1.0), (1.0, 2.0), (2.0, 0.5), (5.0, 1.0), (4.0, 1.0)])
-    assert times == Times(minimum=1.0, median=3.0, spread=2.0, cpu=0.5)
-    assert times.scaled(2.0) == Times(2.0, 6.0, 4.0, 1.0)
+    assert times == Times(minimum=1.0, median=3.0, spread=2.0, cpu=0.5, rounds=(3.0, 1.0, 2.0, 5.0, 4.0))
+    assert times.scaled(2.0) == Times(2.0, 6.0, 4.0, 1.0, (6.0, 2.0, 4.0, 10.0, 8.0))
+    other = Times.of([(3.0, 1.0), (2.0, 1.0), (3.0, 1.0), (5.0, 1.0), (1.0, 1.0)])
+    assert times.over(other) == 1.0 and times.scaled(2.0).over(other) == 2.0
     clock, cpu = timed(lambda: sum(range(100_000)))
     assert clock > 0 and cpu > 0
 
@@ -206,7 +208,7 @@ def test_what_is_not_installed_is_absent_with_the_reason(monkeypatch):
 
 
 def test_the_table_compares_and_leaves_empty_columns_out():
-    fast, slow = Times(0.001, 0.002, 0.0005, 0.001), Times(0.25, 0.3, 0.01, 0.2)
+    fast, slow = Times(0.001, 0.002, 0.0005, 0.001, ()), Times(0.25, 0.3, 0.01, 0.2, ())
     rows = [
         Row("ndeflow", 2.5, 3.5, fast, Cost(20, 18), 1e-4, None, 2_000_000),
         Row("torchdiffeq", 0.1, 0.1, slow, Cost(20), 2e-4, None, None),
@@ -225,7 +227,8 @@ def row(system: str, times: Times) -> Row:
 
 
 def test_the_table_says_what_a_penalty_adds():
-    base, more = Times(0.1, 0.2, 0.0, 0.1), Times(0.105, 0.19, 0.0, 0.1)
+    base = Times(0.1, 0.2, 0.0, 0.1, (0.1, 0.4, 0.2))
+    more = Times(0.095, 0.19, 0.0, 0.1, (0.105, 0.48, 0.19))
     rows = [row("ndeflow", base), row("ndeflow-error", more), row("ndeflow-stiffness", base)]
     title, heads, _, *lines = table(Block(ODE("", (), bar="10 %"), rows, None, {}, 0.0)).splitlines()
     assert "; bar: 10 %; used" in title and heads.endswith("penalty %")
@@ -233,7 +236,7 @@ def test_the_table_says_what_a_penalty_adds():
 
 
 def test_rows_of_processes_have_their_names():
-    rows = [row("ndeflow", Times(1.0, 1.0, 0.0, 1.0))]
+    rows = [row("ndeflow", Times(1.0, 1.0, 0.0, 1.0, ()))]
     blocks = {name: Block(ODE("", ()), rows, None, {}) for name in ("cold", "cached")}
     assert [each.system for each in joined(blocks).rows] == ["cold", "cached"]
 
@@ -250,7 +253,8 @@ def test_a_penalty_of_weight_0_is_on_the_graph_and_leaves_states_and_gradient(pe
 
 @pytest.mark.parametrize("most", [1.05, 1.5, 2, 4, 8, 30, 1000])
 def test_numbers_of_a_chart_are_few_and_apart(most):
-    rows = [row("a", Times(6.8, 6.8, 0.0, 6.8)), row("b", Times(6.8, 6.8, 0.0, 6.8).scaled(most))]
+    one = Times(6.8, 6.8, 0.0, 6.8, ())
+    rows = [row("a", one), row("b", one.scaled(most))]
     figure = chart.times([Block(ODE("", ()), rows, None, {})], "One call", "processor mine, torch 2")
     axis = figure.axes[0].xaxis
     boxes = [label.get_window_extent() for label in axis.get_ticklabels() if label.get_text()]

@@ -17,22 +17,31 @@ WARM = 2  # calls before the one that is timed
 
 @dataclass(frozen=True)
 class Times:
-    """In seconds: minimum, median and interquartile range of the clock, minimum of this process on all its cores."""
+    """In seconds: minimum, median and interquartile range of the clock, minimum of this process on all its cores.
+
+    rounds: by the clock, one after the other.
+    """
 
     minimum: float
     median: float
     spread: float
     cpu: float
+    rounds: tuple[float, ...]
 
     @classmethod
     def of(cls, samples: Sequence[tuple[float, float]]) -> Times:
         """Of samples as `timed` gives them."""
         clock, cpu = zip(*samples, strict=True)
         low, middle, high = statistics.quantiles(clock, n=4, method="inclusive")
-        return cls(min(clock), middle, high - low, min(cpu))
+        return cls(min(clock), middle, high - low, min(cpu), clock)
 
     def scaled(self, factor: float) -> Times:
-        return Times(*(factor * value for value in astuple(self)))
+        *values, rounds = astuple(self)
+        return Times(*(factor * value for value in values), rounds=tuple(factor * value for value in rounds))
+
+    def over(self, other: Times) -> float:
+        """How many times as long as the other, at the median over the rounds that both were called in."""
+        return statistics.median(mine / its for mine, its in zip(self.rounds, other.rounds, strict=True))
 
 
 def timed(call: Callable[[], object], processor: Callable[[], float] = time.process_time) -> tuple[float, float]:

@@ -45,13 +45,12 @@ def cells(row: Row, block: Block) -> list[str]:
 
 
 def added(row: Row, block: Block) -> str:
-    """What a penalty adds to the fastest call, and to the median one, in percent."""
+    """What a penalty adds within a round, and to the fastest call, in percent."""
     plain = block.row(PLAIN.get(row.system, ""))
     if plain is None:
         return ""
-    pairs = ((row.times.minimum, plain.times.minimum), (row.times.median, plain.times.median))
-    fastest, middle = (f"{100 * (time / base - 1):+.1f}" for time, base in pairs)
-    return f"{fastest} ({middle})"
+    within, fastest = row.times.over(plain.times), row.times.minimum / plain.times.minimum
+    return f"{100 * (within - 1):+.1f} ({100 * (fastest - 1):+.1f})"
 
 
 def ratios(times: Times, other: Row | None) -> str:
