@@ -70,7 +70,7 @@ def _few_in(x: Tensor, weight: Tensor) -> Any:
     """x (rows, K) @ weight (K, N) for few K, where the number of rows alone is dynamic."""
     if not _dynamic_rows(x, weight) or weight.shape[0] > SMALL:
         return NotImplemented
-    terms = [x[:, k : k + 1] * weight[k] for k in range(weight.shape[0])]
+    terms = [x.narrow(1, k, 1) * weight[k] for k in range(weight.shape[0])]
     return sum(terms[1:], start=terms[0])
 
 
