@@ -191,7 +191,7 @@ class Engine(Stepper):
     ) -> tuple[Tensor, list[Tensor], Totals]:
         """One vector-Jacobian product of a step.
 
-        ends: cotangents of y and of the tensors of the carry; inner: of the estimates, by their places, and mid; None:
+        ends: cotangents of y and of the tensors of the carry; inner: of what is inside the step, by its places; None:
         zero. Gives those of z and of the carry before the step, and `totals`, one for each of `wanted`, with their part
         added.
         """
@@ -272,7 +272,7 @@ class Engine(Stepper):
             return found + [None] * len(inside)
         shape = states[0].shape
         row, one = shape[:1], torch.Size()
-        shapes = row, one, row, one, shape
+        shapes = shape, row, one, row, one  # by places
         return found + [self._given(inner[i], shapes[i]) if i in head else None for i in inside]
 
     def _states(self, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ndeflow.numerics.explicit import RungeKutta
     from ndeflow.numerics.stepper import Stepper
 
-RATIO, RATIO_NORM, STIFFNESS, STIFFNESS_NORM, MID = range(ESTIMATES + 1)  # places of what is inside a step
-NOTHING = [None] * (ESTIMATES + 1)  # of it
+MID, RATIO, RATIO_NORM, STIFFNESS, STIFFNESS_NORM = range(1 + ESTIMATES)  # places of what is inside a step
+NOTHING = (None,) * (1 + ESTIMATES)  # nothing in each of them
 
 Heads = tuple[tuple[int, ...], ...]
 
@@ -56,9 +56,9 @@ class Form(ABC):
 
     @abstractmethod
     def heads(self, dense: bool) -> Heads:
-        """What of the inside of a step its products start from, beside y and the carry.
+        """What of the inside of a step each of its products starts from, by places, beside y and the carry.
 
-        One after the other: the first from nothing, and the last from all that a step gives of it, in order.
+        The first from nothing, and the last from all that a step gives of it, in the order in which it does.
         """
 
     def outputs(self, dense: bool) -> int:
@@ -108,17 +108,16 @@ class AdaptiveForm(Form):
 
     def given(self, step: Step) -> list[Tensor]:
         """A step, as far as the form gives it."""
-        step = step if self.solver.apart else step.together()
+        step = step if self.solver.apart else step.with_norms()
         found = [step.y, *replay.carried(step.carry), step.mid, *step.estimates]
         return [x for x in found if x is not None]
 
     def result(self, results: Sequence[Tensor], dense: bool, kept: Any) -> Step:
         y, *rest = results
         carry = rest.pop(0) if self.carries else None
-        mid = rest.pop(0) if dense and self.interpolates else None
-        each = len(rest) // self.count
-        stiffness = rest[each] if self.count == 2 else None
-        return Step(y, None, rest[0], stiffness, mid, carry, kept, rest[1::2] if each == 2 else ())
+        inside = dict(zip(self.heads(dense)[-1], rest, strict=True))
+        norms = [inside[place] for place in (RATIO_NORM, STIFFNESS_NORM) if place in inside]
+        return Step(y, None, inside[RATIO], inside.get(STIFFNESS), inside.get(MID), carry, kept, norms)
 
     def constants(self, system: InitialValue) -> list[Tensor]:
         return [number(x, system.problem.y0.device) for x in (self.solver.rtol, self.solver.atol)]
@@ -226,7 +225,7 @@ class FixedForm(Form):
 
 @cache
 def _heads(dense: bool, apart: bool, count: int) -> Heads:
-    """Of an adaptive step that gives so many estimates: what is asked for together, as a penalty or saved states do."""
+    """Of an adaptive step that gives so many estimates: save times inside it ask for mid, a penalty for an estimate."""
     mid = (MID,) if dense else ()
     kinds = [(RATIO,), (STIFFNESS,)] if apart else [(RATIO, RATIO_NORM), (STIFFNESS, STIFFNESS_NORM)]
     each = [mid + kind for kind in kinds[:count]]

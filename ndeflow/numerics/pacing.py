@@ -109,7 +109,6 @@ class Shared(Pace):
         return *self.leg.moment(self.theta, self.size), noise
 
     def take(self, step: Step) -> None:
-        step = step if step.norms else step.together()
         ratio = step.norms[0].item() / self.leg.moving**0.5
         proposed = self.size * self.rules.controller.factor(ratio, self.previous, self.rules.order)
         if ratio <= 1.0:

@@ -52,7 +52,7 @@ class Reverse(ABC):
         node, k0 = self.tape.node(n), reads.k0.get(n)
         if n in reads.k1:
             carry1 = [replay.plus(carry1[0] if carry1 else None, reads.k1[n]), *carry1[1:]]
-        z1, inner = replay.plus(z1, reads.ends.get(n)), [*estimates, reads.mid.get(n)]
+        z1, inner = replay.plus(z1, reads.ends.get(n)), [reads.mid.get(n), *estimates]
         z0, carry0 = self._pull(n, node, self._at(n, node), z1, carry1, inner, k0 if node.fresh else None)
         if k0 is not None and not node.fresh:
             carry0[0] = replay.plus(carry0[0], k0)
@@ -75,8 +75,7 @@ class Reverse(ABC):
     ) -> tuple[Tensor | None, Gradients]:
         """The product of step n, a node: cotangents of state and carry before it; the others' are added to the totals.
 
-        carry1: may be empty, for none. inner: cotangents of the estimates, by their places, and mid. k0: of a fresh
-        carry.
+        carry1: may be empty, for none. inner: cotangents of mid and the estimates. k0: of a fresh carry.
         """
 
     @abstractmethod
@@ -111,7 +110,7 @@ class EagerReverse(Reverse):
         given = [] if node.fresh else [x.detach().requires_grad_() for x in replay.carried(node.carry)]
         carry, step = self.tape.retake(leg, node, z, None if node.fresh else replay.like_carry(node.carry, given))
         after = replay.carried(step.carry)
-        outputs = [step.y, *after, *step.estimates, step.mid]
+        outputs = [step.y, *after, step.mid, *step.estimates]
         cotangents = [z1, *(carry1 or [None] * len(after)), *inner]
         if k0 is not None:
             outputs, cotangents = [*outputs, replay.carried(carry)[0]], [*cotangents, k0]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ndeflow.numerics import replay
 from ndeflow.numerics.adaptive import Adaptive
+from ndeflow.numerics.form import NOTHING, RATIO_NORM, STIFFNESS_NORM
 from ndeflow.numerics.solution import Solution, Step
 from ndeflow.numerics.stepper import Eager
 from ndeflow.numerics.system import InitialValue
@@ -45,7 +46,7 @@ def norms(solution: Solution, number: int, fraction: float = 0.0, noise: Tensor 
             start, size = leg.moment(node.theta, fraction * node.dtheta)
             z = stepper.step(leg, start, z, size, node.carry).y if compiled else solver.reach(leg, start, z, size)
     if not compiled:
-        return _norms(stepper.step(leg, t, z, h, None, noise).together())
+        return _norms(stepper.step(leg, t, z, h, None, noise))
     one = Alone(solver, stepper, leg, t.detach(), z, h.detach(), noise)
     if fraction or noise is not None:
         one.take()
@@ -88,14 +89,15 @@ class Alone:
     def again(self, leaves: list[Tensor]) -> Norms:
         """The norms on the graph of the modules' parameters and other leaves of the context."""
         leg = self.leg.with_conditions(leaves)
-        return _norms(self.solver.advance(leg, self.t, self.z, self.h, None, self.noise).together())
+        return _norms(Eager(self.solver, leg).step(leg, self.t, self.z, self.h, None, self.noise))
 
     def pull(self, cotangents: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """The vector-Jacobian product: for the leaves, then the parameters."""
         engine, leg = self.engine, self.leg
         kept = self.kept or engine.take(leg, self.t, self.h, self.z, self.carry, self.noise)
         ends = [None] * (1 + engine.form.carries)
-        inner = [None, cotangents[0], None, cotangents[1], None]
+        inner = list[Tensor | None](NOTHING)
+        inner[RATIO_NORM], inner[STIFFNESS_NORM] = cotangents
         _, before, totals = engine.pull(leg, kept, ends, inner, engine.zeros(leg))
         if before:
             _, totals = engine.pull_begin(leg, self.t, self.z, before, totals)

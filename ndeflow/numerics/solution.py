@@ -64,7 +64,8 @@ class Stats:
     stiffness: (B, N), |k_s - k_{s-1}| / |g_s - g_{s-1}| (Hairer & Wanner II, p. 22), in 1 / time; of an SDE see
     `AdaptiveStochastic`.
     norms: Euclidean norms over the rows, (N,) each, of error and of stiffness, where rows step together.
-    All these are on the graph under adjoints with `differentiable_stats`; None where a method has none.
+    All these are on the graph under adjoints with `differentiable_stats`, if they depend on what needs gradients; None
+    where a method has none.
     states: (B, N, *state), detached, at the starts of the steps, if the problem asked with `keep_mesh`; where rows step
     together from `trail`, from which more steps can be taken, otherwise `starts`.
     backward_nfe: evaluations of the backward pass, filled by it: a one-element list holding a number.
@@ -143,7 +144,8 @@ class Step(NamedTuple):
     y: (B, *state). error: the raw embedded difference, like y, or None. ratio: (B,) its tolerance-scaled RMS.
     stiffness: (B,) or None. mid: the state at t + h/2 for dense output, or None. carry: what the next step reuses
     (for a Runge-Kutta pair its last stage, dy/dt at t + h). kept: what an engine keeps of it for the backward pass.
-    norms: Euclidean norms over the rows, 0-dim, of ratio and of stiffness, as far as there are such: see `together`.
+    norms: Euclidean norms over the rows, 0-dim, of ratio and of stiffness, as far as there are such; empty where rows
+    step apart.
     """
 
     y: Tensor
@@ -155,16 +157,16 @@ class Step(NamedTuple):
     kept: Any = None
     norms: Sequence[Tensor] = ()
 
-    def together(self) -> Step:
-        """The step with its norms, as one that all rows take."""
+    def with_norms(self) -> Step:
+        """The step with its norms, whose gradients at 0 are 0."""
         estimates = [x for x in (self.ratio, self.stiffness) if x is not None]
         return self._replace(norms=[torch.linalg.vector_norm(x) for x in estimates])
 
     @property
     def estimates(self) -> list[Tensor | None]:
         """Ratio, its norm, stiffness, its norm; None: there is none."""
-        ratio, stiffness = (*self.norms, None, None)[:2]
-        return [self.ratio, ratio, self.stiffness, stiffness]
+        ratio_norm, stiffness_norm = (*self.norms, None, None)[:2]
+        return [self.ratio, ratio_norm, self.stiffness, stiffness_norm]
 
 
 class Solver(ABC):

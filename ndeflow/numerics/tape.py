@@ -56,8 +56,7 @@ class Tape:
         if node.fresh:
             carry = self.solver.begin(leg, leg.start, z, None)
         t, h = leg.moment(node.theta, node.dtheta)
-        step = self.solver.advance(leg, t, z, h, carry, node.noise)
-        return carry, step if self.trace.apart else step.together()
+        return carry, Eager(self.solver, leg).step(leg, t, z, h, carry, node.noise)
 
     def again(self, edges: Tensor, y0: Tensor, conditions: list[Tensor]) -> tuple[Tensor | None, ...]:
         """The outputs on the graph of these inputs, on the same mesh."""

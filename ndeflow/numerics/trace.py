@@ -99,8 +99,10 @@ class Trace:
         self.rejections.append(Rejection(len(self.nodes), place, ratio))
 
     def estimates(self) -> list[Tensor | None]:
-        """Of the accepted steps error (B, N), where rows step together its norms (N,), and stiffness likewise; None
-        where the method has none."""
+        """Error of the accepted steps (B, N), its norms (N,) where rows step together, and stiffness likewise.
+
+        None where the method has none.
+        """
         if not self.steps:
             nothing = self.z0.new_zeros(len(self.z0), 0, dtype=self.z0.dtype.to_real())
             norm = None if self.apart else nothing.sum(dim=0)
@@ -190,7 +192,7 @@ def statistics(system: InitialValue, trace: Trace, estimates: Sequence[Tensor | 
     """The cost of a march, and its mesh; estimates: as the trace gives them."""
     rows, failures = system.rows, trace.failures
     edges, (accepted, rejected) = system.segments.edges.detach(), trace.counts
-    error, ratios, stiffness, slopes = estimates
+    error, error_norms, stiffness, stiffness_norms = estimates
 
     if failures is not None:
         failed = failures.failed.unsqueeze(1)
@@ -203,7 +205,7 @@ def statistics(system: InitialValue, trace: Trace, estimates: Sequence[Tensor | 
         mesh=RowMesh(edges, trace.z0.detach(), trace.tries) if trace.apart else _shared_mesh(system, trace),
         error=error,
         stiffness=stiffness,
-        norms=(ratios, slopes),
+        norms=(error_norms, stiffness_norms),
         starts=_states(system, trace) if system.problem.keep_mesh and not together else None,
         trail=_trail(system, trace) if system.problem.keep_mesh and together else None,
         backward_nfe=[0],
