@@ -30,7 +30,8 @@ class Scripted(RungeKutta):
         n = len(self.taken)
         self.taken.append((t.item(), h.item()))
         ratio = z.new_full((len(z),), self.script[n] if n < len(self.script) else 0.5)
-        return Step(z + h, None, ratio, None, z + h / 2 if system.dense else None, torch.ones_like(z))
+        mid = z + h / 2 if system.dense else None
+        return Step(z + h, None, ratio, None, mid, torch.ones_like(z), norms=self.norms(ratio))
 
 
 def ones(t: Tensor, y: Tensor) -> Tensor:

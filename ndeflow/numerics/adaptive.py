@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,10 @@ from ndeflow.numerics.compilation import check_choice
 from ndeflow.numerics.controllers import Controller, I
 from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.masking import check_on_failure
+from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.pacing import Pace, Rules, Shared
 from ndeflow.numerics.persample import PerSample
-from ndeflow.numerics.solution import NON_FINITE, SolveError
+from ndeflow.numerics.solution import NON_FINITE, SolveError, Step
 from ndeflow.numerics.stepper import Eager, Stepper
 from ndeflow.numerics.system import InitialValue, System
 from ndeflow.numerics.trace import Trace, partial
@@ -132,17 +134,36 @@ class Adaptive(Marching):
                 t, h, noise = pace.attempt()
                 pace.take(stepper.step(pace.leg, t, pace.z, h, pace.carry, noise))
 
-    def ratio(self, system: System, z0: Tensor, z1: Tensor, error: Tensor) -> Tensor:
-        """(B,): the root mean square of e / (atol + rtol max(|z0|, |z1|)) over each row's judged part.
+    def estimated(self, system: System, z0: Tensor, step: Step, reached: Tensor) -> Step:
+        """A step from z0 with its error and what else it estimates, with `ratio` and, where rows step together, norms.
 
-        The scale is a constant for autograd.
+        The ratio is scaled by atol + rtol max(|z0|, |z1|). reached: packed states that must be finite for it to be.
         """
-        size = torch.maximum(system.judged(z0.detach()).abs(), system.judged(z1.detach()).abs())
-        return system.size(system.judged(error) / (size * self.rtol + self.atol), error)
+        assert step.error is not None
+        judged = torch.add(step.error, reached.detach(), alpha=0)
+        size = torch.maximum(system.judged(z0.detach()).abs(), system.judged(step.y.detach()).abs())
+        scaled = self.scaled(system, judged, size)
+        return step._replace(ratio=row_norms(scaled), norms=self.norms(scaled, step.stiffness))
 
-    def norm(self, leg: System, z: Tensor, scale: Tensor) -> Tensor:
-        """The root mean square of the judged part of z / scale: see `together`."""
-        return self.together(leg, leg.size(leg.judged(z) / scale, z))
+    def norms(self, *estimates: Tensor | None) -> Sequence[Tensor]:
+        """Of estimates over all rows, with gradient 0 where they are 0; none where rows step apart."""
+        return () if self.apart else [torch.linalg.vector_norm(x) for x in estimates if x is not None]
+
+    def scaled(self, system: System, x: Tensor, size: Tensor) -> Tensor:
+        """(B, ...), of which each row's norm is the root mean square of x / (atol + rtol size) over its judged part.
+
+        size: of the judged part; the scale is a constant for autograd. NaN where the integrals in x are not finite.
+        """
+        part, integrals = system.judged(x), system.beside(x)
+        root = math.sqrt(part[0].numel())
+        scale = size * (self.rtol * root) + self.atol * root
+        if integrals is not None:
+            scale = scale + (integrals.detach() * 0).sum(dim=1).view(-1, *[1] * (scale.dim() - 1))
+        return system.measured(part / scale)
+
+    def norm(self, leg: System, x: Tensor, size: Tensor) -> Tensor:
+        """The root mean square of x by `scaled`: see `together`."""
+        return self.together(leg, row_norms(self.scaled(leg, x, size)))
 
     def together(self, leg: System, sizes: Tensor) -> Tensor:
         """Sizes (B,) as wide as times are: of each row, or their root mean square over the rows that move, 0-dim."""

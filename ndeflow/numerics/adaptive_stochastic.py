@@ -247,7 +247,8 @@ class AdaptiveStochastic(Adaptive):
         error = self.together(leg, ratio)
         longer = (0.25 / error) ** (1 / self.order)
         longer = torch.where(error.isfinite(), longer.clamp(max=100.0), 1.0)
-        sound = self.norm(leg, z + slope, torch.ones_like(leg.judged(z))).isfinite()
+        begun = z + slope
+        sound = self.norm(leg, begun, leg.judged(begun).abs()).isfinite()
         return torch.where(sound, SMALL * longer, torch.nan)
 
     def advance(
@@ -264,9 +265,8 @@ class AdaptiveStochastic(Adaptive):
                 sde = in_stratonovich(sde, t, z, h, area)
         f = sde.drift(t, z)
         z1, error, rise, run = PAIRS[self.method].advance(sde, t, z, f, h, dw)
-        judged = torch.add(error, z1.detach(), alpha=0)  # non-finite where the step's result is
         stiffness = quotient(*map(system.judged, (rise, run, f, z)))
-        return Step(z1, error, self.ratio(system, z, z1, judged), stiffness, None, None)
+        return self.estimated(system, z, Step(z1, error, None, stiffness, None, None), z1)
 
 
 def solves(pair: Pair, field: SDE) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, final
 
@@ -15,6 +16,7 @@ from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.foreign import Foreign
 from ndeflow.numerics.marching import Marching
+from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.segments import Segments, wide
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
 from ndeflow.numerics.system import InitialValue, System
@@ -215,10 +217,11 @@ class AdjointEquation(System):
     def judged(self, z: Tensor) -> Tensor:
         return z[:, : sum(self.sizes[:2])] if self.seminorm else z
 
-    def size(self, scaled: Tensor, packed: Tensor) -> Tensor:
-        """The largest of the root mean squares of state and adjoint and of each gradient: (1,)."""
+    def measured(self, scaled: Tensor) -> Tensor:
+        """The largest of the root mean squares of state and adjoint and of each gradient: (1, 1)."""
         parts = scaled.split([sum(self.sizes[:2]), *([] if self.seminorm else self.sizes[2:])], dim=1)
-        return torch.stack([System.size(self, part, packed) for part in parts]).amax(dim=0)
+        mean = [row_norms(part) * math.sqrt(scaled.numel() / part.numel()) for part in parts]
+        return torch.stack(mean, dim=1).amax(dim=1, keepdim=True)
 
     def row_moment(self, theta: float, dtheta: float, row: int) -> tuple[float, float]:
         start, length = self.start_column.flatten()[0].item(), self.length_column.flatten()[0].item()

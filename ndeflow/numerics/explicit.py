@@ -99,12 +99,11 @@ class RungeKutta(Adaptive):
             mid = torch.addcmul(z, combine(tableau.mid, ks), h)
         elif system.dense:
             mid = reached = hermite_mid(z, z1, h, ks[0], ks[-1])
-        judged = torch.add(error, reached.detach(), alpha=0)  # non-finite where the step's result is
-        ratio, stiffness = self.ratio(system, z, z1, judged), None
+        stiffness = None
         if tableau.stiffness:
             k0, k1, g0, g1 = map(system.judged, (*ks[-2:], *points[-2:]))
             stiffness = quotient(k1 - k0, g1 - g0, k1, g1)
-        return Step(z1, error, ratio, stiffness, mid, ks[-1])
+        return self.estimated(system, z, Step(z1, error, None, stiffness, mid, ks[-1]), reached)
 
     def reach(self, system: System, t: Tensor, z: Tensor, h: Tensor) -> Tensor:
         t, h = t.to(z.dtype.to_real()), h.to(z.dtype.to_real())
@@ -124,13 +123,13 @@ class RungeKutta(Adaptive):
         """
         length = leg.length.to(z.dtype.to_real())
         rate = length * slope
-        scale = leg.judged(z).abs() * self.rtol + self.atol
-        d0, d1 = (self.norm(leg, x, scale) for x in (z, rate))
+        size = leg.judged(z).abs()
+        d0, d1 = (self.norm(leg, x, size) for x in (z, rate))
         h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, (0.01 * d0 / d1).clamp(max=1.0))
         ahead = leg.column(h0)
         t = leg.start + leg.length * ahead
         change = length * (leg(t.to(length.dtype), z + ahead.to(length.dtype) * rate) - slope)
-        d2 = self.norm(leg, change, scale) / h0
+        d2 = self.norm(leg, change, size) / h0
         steepest = torch.where(d2.isfinite(), torch.maximum(d1, d2), math.inf)
         least = h0 * 1e-3
         h1 = (0.01 / steepest) ** (1 / self.order)

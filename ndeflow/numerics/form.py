@@ -108,7 +108,6 @@ class AdaptiveForm(Form):
 
     def given(self, step: Step) -> list[Tensor]:
         """A step, as far as the form gives it."""
-        step = step if self.solver.apart else step.with_norms()
         found = [step.y, *replay.carried(step.carry), step.mid, *step.estimates]
         return [x for x in found if x is not None]
 

@@ -157,11 +157,6 @@ class Step(NamedTuple):
     kept: Any = None
     norms: Sequence[Tensor] = ()
 
-    def with_norms(self) -> Step:
-        """The step with its norms, whose gradients at 0 are 0."""
-        estimates = [x for x in (self.ratio, self.stiffness) if x is not None]
-        return self._replace(norms=[torch.linalg.vector_norm(x) for x in estimates])
-
     @property
     def estimates(self) -> list[Tensor | None]:
         """Ratio, its norm, stiffness, its norm; None: there is none."""

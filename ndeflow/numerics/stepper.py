@@ -35,7 +35,7 @@ class Stepper(ABC):
 
     @abstractmethod
     def step(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any = None) -> Step:
-        """One step, as the solver's `advance`, with norms where rows step together; the raw error may be left out."""
+        """One step, as the solver's `advance`; the raw error may be left out."""
 
     def undo(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any) -> tuple[Tensor, Any]:
         """z and carry before a step, from those after it, as the solver's `undo`."""
@@ -79,8 +79,7 @@ class Eager(Stepper):
         return self.solver.begin(leg, leg.start, z, slope)
 
     def step(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any = None) -> Step:
-        step = self.solver.advance(leg, t, z, h, carry, noise)
-        return step if self.solver.apart else step.with_norms()
+        return self.solver.advance(leg, t, z, h, carry, noise)
 
     def undo(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any) -> tuple[Tensor, Any]:
         return self.solver.undo(leg, t, z, h, carry, noise)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +14,6 @@ from torch import Tensor
 from ndeflow.contracts import Problem
 from ndeflow.numerics.derivatives import Evaluation, JacobianIntegrand, recorded
 from ndeflow.numerics.field import SDE, conditions, continuous, rebuilt, with_piece
-from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.purity import versions
 from ndeflow.numerics.segments import Places, Segments, Spots
 
@@ -60,11 +58,11 @@ class System(ABC):
         """The integrals (B, K) within a packed tensor, which the error norm does not see; None: there are none."""
         return None
 
-    def size(self, scaled: Tensor, packed: Tensor) -> Tensor:
-        """The root mean square of each row's judged part: (B,); NaN where the row's integrals in `packed` are not
-        finite."""
-        sizes, integrals = row_norms(scaled) / math.sqrt(scaled[0].numel()), self.beside(packed)
-        return sizes if integrals is None else sizes + (integrals.detach() * 0).sum(dim=1)
+    def measured(self, scaled: Tensor) -> Tensor:
+        """What of an error each row is judged by, as its Euclidean norm, from the whole as `Adaptive.scaled` gives it.
+
+        (B, ...)."""
+        return scaled
 
     @abstractmethod
     def at(self, segment: int) -> Self:

@@ -106,7 +106,7 @@ def test_a_tolerance_below_rounding_buys_no_accuracy():
         solution = solve(rotation, y0.to(dtype), ts, solver=RungeKutta(rtol=0.0, atol=atol))
         return diagnose(solution).kind, float((solution.ys[0] - exact).abs().max())
 
-    (kind, worse), (_, better) = error(3e-6, torch.float32), error(3e-6, torch.float64)
+    (kind, worse), (_, better) = error(1.5e-6, torch.float32), error(1.5e-6, torch.float64)
     assert kind == "rounding" and worse > 2 * better
     (kind, worse), (_, better) = error(3e-4, torch.float32), error(3e-4, torch.float64)
     assert kind == "accuracy" and worse < 1.2 * better
