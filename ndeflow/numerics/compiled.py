@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, final
 
 import torch
@@ -19,7 +21,7 @@ from ndeflow.numerics.audit import Refusal, audit, explain, steady, writes
 from ndeflow.numerics.inplace import write_anew
 from ndeflow.numerics.outer import flatten_late
 from ndeflow.numerics.partition import cut
-from ndeflow.numerics.products import SHIMS
+from ndeflow.numerics.products import SHIMS, SOURCE, asked
 from ndeflow.numerics.rewrites import Rewriter, Rules
 from ndeflow.numerics.sums import join_sums
 
@@ -228,6 +230,8 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     from torch._inductor.compile_fx import compile_fx_inner
 
     keep_freed_memory()
+    if asked(graph.graph):
+        provide()
     fakes = [node.meta["val"] for node in _placeholders(graph)]
     mode = TracingContext(fakes[0].fake_mode)
     shims = "aot_inductor.custom_ops_to_c_shims"
@@ -236,6 +240,15 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     with torch.no_grad(), _quiet(), row_by_row(), config.patch(options), tracing(mode):
         compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=True, is_inference=True)
     return compiled.current_callable  # its own call looks for a profiler and a cache first
+
+
+@cache
+def provide() -> None:
+    """Let machine code that is loaded from now on find the operation of `products`, compiled here."""
+    from torch._inductor.codecache import CppCodeCache
+
+    made: Any = CppCodeCache.load(SOURCE.read_text(), needs_vec_isa=True)
+    ctypes.CDLL(made._name, mode=ctypes.RTLD_GLOBAL)
 
 
 @contextmanager

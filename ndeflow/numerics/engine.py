@@ -29,7 +29,7 @@ SAID = {
     "normals": "noise",
     "begin_product": "gradient of the first slope",
 }  # where a name is not plain enough
-VARIANTS = 4  # programs of one function, beside those for a single row: for few and many rows, and a field may branch
+VARIANTS = 2  # programs of one function, beside those for a single row: a field may branch by the number of rows
 
 Totals = Sequence[Tensor]
 
@@ -236,11 +236,6 @@ class Engine(Stepper):
         found = {id(self.originals[i]): g for i, g in zip(self.entry.reached, totals, strict=False)}
         return [found.get(id(p)) for p in self.parameters]
 
-    @property
-    def _steady(self) -> bool:
-        """Whether all steps of a solve have its rows."""
-        return not self.form.solver.apart
-
     @cached_property
     def _needs(self) -> list[bool]:
         """Which leaves of a leg's context need gradients."""
@@ -321,7 +316,7 @@ class Engine(Stepper):
     def _made(
         self, name: str, leg: InitialValue, inputs: list[Tensor], cotangents: Sequence[Tensor], totals: Totals
     ) -> Program:
-        batched, how = self._batched(inputs, cotangents, totals), rules(backward=bool(totals), steady=self._steady)
+        batched, how = self._batched(inputs, cotangents, totals), rules(backward=bool(totals))
         function = getattr(self._functions(leg), name)
         return Program(function, [*inputs, *self._flat, *cotangents, *totals], batched, how)
 
@@ -333,7 +328,7 @@ class Engine(Stepper):
         batched = self._batched(inputs, late, totals)
         groups = [outputs, *[len(self.form.states) + len(totals)] * len(heads)]
         function = self._functions(leg).step_products
-        how = rules(steady=self._steady), rules(backward=True, steady=self._steady)
+        how = rules(), rules(backward=True)
         return Halves(function, [*early, *late, *totals], batched, len(early), groups, how)
 
     def _batched(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], totals: Totals) -> list[bool]:

@@ -1,4 +1,4 @@
-"""Rewrites of a traced step that make it faster in single precision: rational tanh, small and large matrix products."""
+"""Rewrites of a traced step that make it faster in single precision: rational tanh, matrix products."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ndeflow.numerics.products import large_product, worth
+from ndeflow.numerics.products import product
 
 aten = torch.ops.aten
 
@@ -82,17 +82,14 @@ def _few(x: Tensor, weight: Tensor) -> Any:
     return torch.stack([(x * weight[:, n]).sum(dim=-1) for n in range(weight.shape[1])], dim=-1)
 
 
-def _or_large(few: Product) -> Product:
-    """A product that is one of few columns, or a large one.
+def _or_other(few: Product) -> Product:
+    """A product that is one of few columns, or another."""
 
-    Whether it is worth that is asked in any case: then forward and backward pass are right for the same rows.
-    """
+    def either(x: Tensor, weight: Tensor) -> Any:
+        found = few(x, weight)
+        return product(x, weight) if found is NotImplemented else found
 
-    def product(x: Tensor, weight: Tensor) -> Any:
-        many, found = worth(x, weight), few(x, weight)
-        return large_product(x, weight) if many and found is NotImplemented else found
-
-    return product
+    return either
 
 
 def _dynamic_rows(x: Tensor, weight: Tensor) -> bool:
@@ -131,14 +128,10 @@ _FUNCTIONS = {
 }
 
 
-def rules(*, backward: bool = False, steady: bool = True) -> Rules:
-    """What to rewrite, and how: of a backward pass, in which few columns gain nothing; of a steady number of rows.
-
-    Where rows become fewer within a solve, no product is made a large one: there would be several programs.
-    """
-    few = _few_in if backward else _few
-    product = _or_large(few) if steady else few
-    return _FUNCTIONS | {aten.mm.default: product, aten.addmm.default: _with_bias(product)}
+def rules(*, backward: bool = False) -> Rules:
+    """What to rewrite, and how: of a backward pass, in which few columns gain nothing, or another."""
+    either = _or_other(_few_in if backward else _few)
+    return _FUNCTIONS | {aten.mm.default: either, aten.addmm.default: _with_bias(either)}
 
 
 class Rewriter(fx.Interpreter):
