@@ -45,9 +45,9 @@ void lay_by_rows(const Matrix& x, int64_t i, int64_t j, int64_t rows, int64_t co
 
 // y = x w; y lies by rows.
 void multiply(const Matrix& x, Matrix w, const Matrix& y) {
-  std::vector<float> laid;
   if (w.column != 1) {
-    laid.resize(w.rows * w.columns);
+    thread_local std::vector<float> laid;  // of the largest so far
+    laid.resize(std::max(laid.size(), static_cast<size_t>(w.rows * w.columns)));
     lay_by_rows(w, 0, 0, w.rows, w.columns, laid.data());
     w.data = laid.data(), w.row = w.columns;
   }
