@@ -113,8 +113,8 @@ class Adaptive(Marching):
             )
 
     def march(self, system: System) -> Trace:
-        stepper = system.engine or Eager(self, system)
-        z, slope = stepper.open()
+        stepper = system.engine or Eager(self)
+        z, slope = stepper.open(system)
         trace = Trace(z, apart=self.apart, estimated=(True, self.stiffness))
         try:
             self._cross(system, stepper, self.pace(system, stepper, trace), slope)
@@ -122,7 +122,7 @@ class Adaptive(Marching):
             if isinstance(system, InitialValue) and error.status is not None and not (error.status == NON_FINITE).any():
                 error.partial = partial(self, system, trace)
             raise
-        stepper.close()
+        stepper.close(system)
         trace.nfe = system.evaluations() if self.apart else system.calls
         return trace
 

@@ -46,7 +46,7 @@ def stepper_for(solver: Any, form: Form, system: InitialValue, recording: bool, 
     the backward pass. Raises ValueError with the reason where `solver.compile` is "on" and the solve cannot be
     compiled; with "auto" the reason is logged once for each field.
     """
-    module, eager = system.problem.field, Eager(solver, system)
+    module, eager = system.problem.field, Eager(solver)
     if solver.compile == "off":
         return eager
     obstacle = _obstacle(system)
@@ -55,7 +55,7 @@ def stepper_for(solver: Any, form: Form, system: InitialValue, recording: bool, 
         return eager
     mine = account(module)
     if not _due(solver, mine, recording):
-        return Eager(solver, system, mine if recording else None)
+        return Eager(solver, mine if recording else None)
     engine = _engine(solver, form, system, mine, recording, keeping)
     if isinstance(engine, str):
         _refused(solver, module, engine, mine)
@@ -106,7 +106,7 @@ def _engine(
             entry.refusal = unproven(system) if solver.compile == "auto" else None
     making = partial(_making, mine, _name(modules[0]))
     engine = Engine(form, system, mine.entries[key], modules, now, recording and keeping, making)
-    _prepare(engine, mine, version, recording)
+    _prepare(engine, system, mine, version, recording)
     return engine if engine.entry.refusal is None else engine.entry.refusal
 
 
@@ -138,7 +138,7 @@ def _setting(system: InitialValue) -> tuple[Hashable, ...]:
     return y0.dtype, y0.device, y0.shape[1:], edges.dim(), system.dense, conditions, modules, ambient, threads
 
 
-def _prepare(engine: Engine, mine: Account, version: int, recording: bool) -> None:
+def _prepare(engine: Engine, system: InitialValue, mine: Account, version: int, recording: bool) -> None:
     """Make the programs that this solve needs, or note why they cannot be made."""
     entry = engine.entry
     passes = {"kept" if engine.keeping else "step", *(["backward"] if recording else [])} - entry.prepared
@@ -148,9 +148,9 @@ def _prepare(engine: Engine, mine: Account, version: int, recording: bool) -> No
     try:
         with noted(mine.versions.reads):
             inspect(engine.modules)
-        with engine.making(""), _aside(engine.modules, engine.system.problem.y0.device):
+        with engine.making(""), _aside(engine.modules, system.problem.y0.device):
             for name in sorted(passes, reverse=True):
-                engine.prepare(backward=name == "backward")
+                engine.prepare(system, backward=name == "backward")
         entry.prepared |= passes
     except Refusal as refusal:
         entry.refusal = str(refusal)

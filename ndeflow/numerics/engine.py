@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +74,7 @@ class Entry:
         return cls(apart.columns, [i for i, g in enumerate(found) if g is not None], reads)
 
 
-@final
-@dataclass(frozen=True)
-class Kept:
+class Kept(NamedTuple):
     """What a step leaves for its product: the halves it was taken by, their first arguments, and what they keep.
 
     halves: None: there are none, the product is found by the function itself.
@@ -112,18 +109,19 @@ class Engine(Stepper):
         keeping: bool,
         making: Callable[[str], AbstractContextManager[None]],
     ) -> None:
-        self.form, self.system, self.entry, self.modules = form, system, entry, modules
+        self.form, self.entry, self.modules = form, entry, modules
         self.originals, self.tensors, self.parameters = now.tensors, now.detached, now.trained
         self.keeping, self.making = keeping, making
         self.constants = form.constants(system)
         self.ambient = replay.Ambient.of(system.problem.y0)
+        self._needs = [x.requires_grad for x in system.example()]  # which leaves of a leg's context need gradients
         self._leg: InitialValue | None = None
         self._none: dict[torch.Size, Tensor] = {}
 
-    def prepare(self, backward: bool) -> None:
+    def prepare(self, system: InitialValue, backward: bool) -> None:
         """Make the programs of a forward or a backward pass; the first of a field raise `Refusal`."""
-        z, _ = self.open()
-        apart = self.system.with_conditions(self.system.conditions())  # its evaluations are not the solve's
+        z, _ = self.open(system)
+        apart = system.with_conditions(system.conditions())  # its evaluations are not the solve's
         for leg in list(apart.legs())[:1]:
             half = leg.start.new_full((leg.rows,), 0.5)
             t, h = leg.moment(half, half) if self.form.solver.apart else leg.moment(0.0, 0.5)
@@ -137,9 +135,9 @@ class Engine(Stepper):
             else:
                 self.step(leg, t, z, h, carry, noise)
 
-    def open(self) -> tuple[Tensor, Tensor | None]:
-        self.system.columns = self.entry.columns
-        return self.system.join(self.system.problem.y0.detach().contiguous(), None), None
+    def open(self, system: Any) -> tuple[Tensor, Tensor | None]:
+        system.columns = self.entry.columns
+        return system.join(system.problem.y0.detach().contiguous(), None), None
 
     def start(self, leg: Any, z: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor]:
         if slope is not None:
@@ -236,11 +234,6 @@ class Engine(Stepper):
         found = {id(self.originals[i]): g for i, g in zip(self.entry.reached, totals, strict=False)}
         return [found.get(id(p)) for p in self.parameters]
 
-    @cached_property
-    def _needs(self) -> list[bool]:
-        """Which leaves of a leg's context need gradients."""
-        return [x.requires_grad for x in self.system.example()]
-
     def _fixed(self, leg: InitialValue) -> list[Tensor]:
         """The modules' tensors and the leaves of a leg's context."""
         if leg is not self._leg:
@@ -262,24 +255,25 @@ class Engine(Stepper):
         inside: Sequence[int],
     ) -> list[Any]:
         """Cotangents of what a step gives, zeros for None; None for those inside it that `head` has not."""
-        found: list[Any] = [self._given(c, x.shape) for c, x in zip(ends, states, strict=True)]
+        z = states[0]
+        found: list[Any] = [self._given(c, x.shape, z) for c, x in zip(ends, states, strict=True)]
         if not head:
             return found + [None] * len(inside)
-        shape = states[0].shape
+        shape = z.shape
         row, one = shape[:1], torch.Size()
         shapes = shape, row, one, row, one  # by places
-        return found + [self._given(inner[i], shapes[i]) if i in head else None for i in inside]
+        return found + [self._given(inner[i], shapes[i], z) if i in head else None for i in inside]
 
     def _states(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """z and the carry, of what a step is about."""
         return [inputs[i] for i in self.form.states]
 
-    def _given(self, cotangent: Tensor | None, shape: torch.Size) -> Tensor:
+    def _given(self, cotangent: Tensor | None, shape: torch.Size, like: Tensor) -> Tensor:
         """A cotangent as programs take it; for None zeros, always the same: they are never written to."""
         if cotangent is not None:
             return cotangent.contiguous()
         if shape not in self._none:
-            self._none[shape] = self.system.problem.y0.new_zeros(shape)
+            self._none[shape] = like.new_zeros(shape)
         return self._none[shape]
 
     def _front(self, leg: InitialValue, inputs: list[Tensor]) -> tuple[Sequence[Tensor], Kept]:

@@ -151,8 +151,8 @@ class FixedMarching(Marching):
         return Trace(z)
 
     def march(self, system: System) -> Trace:
-        stepper = system.engine or Eager(self, system)
-        z, slope = stepper.open()
+        stepper = system.engine or Eager(self)
+        z, slope = stepper.open(system)
         trace, carry, first = self.trace(z), None, True
         for leg in system.legs():
             fresh = first or leg.renewed
@@ -164,7 +164,7 @@ class FixedMarching(Marching):
                 step = stepper.step(leg, t, z, h, carry, noise)
                 trace.accept(node, step)
                 z, carry = step.y, step.carry
-        stepper.close()
+        stepper.close(system)
         trace.nfe = system.calls
         if trace.steps and bool(broken(trace.steps[-1]).any()):
             trace.failures = self._failures(system, trace)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -135,8 +134,7 @@ def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b
 
 
-@dataclass(frozen=True)
-class Ambient:
+class Ambient(NamedTuple):
     """Autocast as it was when the forward pass ran, to be entered again in the backward pass.
 
     Without its cache of cast weights: a cast made without gradients must not be reused with them.

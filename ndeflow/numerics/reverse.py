@@ -33,10 +33,10 @@ class Reverse(ABC):
     def run(self, *cotangents: Tensor | None) -> Gradients:
         """The gradients, from cotangents of the tape's outputs."""
         trace, reads = self.tape.trace, Reads.of(self.tape.plan, cotangents[ESTIMATES:])
-        z, carry = reads.states.get(len(trace.nodes)), []
+        z, carry, count = reads.states.get(len(trace.nodes)), [], len(trace.z0)
         estimates = [None if x is None else trace.of_steps(x) for x in cotangents[:ESTIMATES]]
         for n in reversed(range(len(trace.nodes))):
-            rows, count = trace.nodes[n].rows, len(trace.z0)
+            rows = trace.nodes[n].rows
             after = [replay.taken(x, rows) for x in (z, *carry)]
             before, carry0 = self._step(n, after[0], after[1:], reads, [x if x is None else x[n] for x in estimates])
             z, carry = replay.put(z, rows, before, count), replay.put_all(carry, rows, carry0, count)

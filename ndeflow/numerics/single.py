@@ -35,7 +35,7 @@ def norms(solution: Solution, number: int, fraction: float = 0.0, noise: Tensor 
     compiled = system.compiled and not system.integrands
     if not compiled:
         system = system.alone()
-    stepper: Any = system.engine if compiled else Eager(solver, system)
+    stepper: Any = system.engine if compiled else Eager(solver)
     leg = system.at(node.segment)
     t, h = leg.moment(node.theta + fraction * node.dtheta, node.dtheta)
     with torch.no_grad(), replay.Ambient.of(solution.problem.y0)():
@@ -89,7 +89,7 @@ class Alone:
     def again(self, leaves: list[Tensor]) -> Norms:
         """The norms on the graph of the modules' parameters and other leaves of the context."""
         leg = self.leg.with_conditions(leaves)
-        return _norms(Eager(self.solver, leg).step(leg, self.t, self.z, self.h, None, self.noise))
+        return _norms(Eager(self.solver).step(leg, self.t, self.z, self.h, None, self.noise))
 
     def pull(self, cotangents: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """The vector-Jacobian product: for the leaves, then the parameters."""

@@ -1,4 +1,4 @@
-"""How the start and the steps of one solve are computed: operation by operation, or otherwise."""
+"""How the start and the steps of a solve are computed: operation by operation, or otherwise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ndeflow.numerics.tree import node_normals
 
 
 class Stepper(ABC):
-    """What a march asks for; `leg` is the system on a segment, z its packed state.
+    """What a march of a system asks for; `leg` is the system on a segment, z its packed state.
+
+    It keeps no system, which keeps it: what a solve has used is free as soon as nobody needs it.
 
     compiled: the steps are not recorded by autograd, and are to be taken again in the backward pass.
     """
@@ -22,7 +24,7 @@ class Stepper(ABC):
     compiled: ClassVar[bool] = False
 
     @abstractmethod
-    def open(self) -> tuple[Tensor, Tensor | None]:
+    def open(self, system: System) -> tuple[Tensor, Tensor | None]:
         """The packed state at the start, and dz/dt there; None: `start` or `begin` finds it."""
 
     @abstractmethod
@@ -47,7 +49,7 @@ class Stepper(ABC):
         """The normals of a node of the trees with the key (low, high): see `node_normals`."""
         return node_normals((low, high), index, word, place, leg.channels, leg.problem.y0.dtype)
 
-    def close(self) -> None:  # noqa: B027
+    def close(self, system: System) -> None:  # noqa: B027
         """The march is over."""
 
 
@@ -65,11 +67,11 @@ class Eager(Stepper):
     meter: what the evaluations of the march are added to.
     """
 
-    def __init__(self, solver: Any, system: System, meter: Meter | None = None) -> None:
-        self.solver, self.system, self.meter = solver, system, meter
+    def __init__(self, solver: Any, meter: Meter | None = None) -> None:
+        self.solver, self.meter = solver, meter
 
-    def open(self) -> tuple[Tensor, Tensor]:
-        return self.system.open()
+    def open(self, system: System) -> tuple[Tensor, Tensor]:
+        return system.open()
 
     def start(self, leg: System, z: Tensor, slope: Tensor | None) -> tuple[Any, Tensor]:
         slope = leg.slope(z) if slope is None else slope
@@ -84,6 +86,6 @@ class Eager(Stepper):
     def undo(self, leg: System, t: Tensor, z: Tensor, h: Tensor, carry: Any, noise: Any) -> tuple[Tensor, Any]:
         return self.solver.undo(leg, t, z, h, carry, noise)
 
-    def close(self) -> None:
+    def close(self, system: System) -> None:
         if self.meter is not None:
-            self.meter.count(self.system.calls)
+            self.meter.count(system.calls)

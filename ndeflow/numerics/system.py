@@ -192,6 +192,8 @@ class InitialValue(System):
 
     def example(self) -> list[Tensor]:
         """The leaves that a leg has, however many knots there are; they need gradients as if all were recorded."""
+        if self.segments.pieces is None:
+            return self.conditions()
         with torch.enable_grad():
             return self.at(self.segments.first).conditions()
 
@@ -211,7 +213,7 @@ class InitialValue(System):
 
     def at(self, segment: int) -> Self:
         leg = self.copied() if self.segments.pieces is None else self.on_piece(self.segments.pieces[segment])
-        leg.segment = segment
+        leg.segment, leg.engine = segment, None
         leg.start, leg.length = map(self.column, self.segments.bounds(segment))
         return leg
 

@@ -56,7 +56,7 @@ class Tape:
         if node.fresh:
             carry = self.solver.begin(leg, leg.start, z, None)
         t, h = leg.moment(node.theta, node.dtheta)
-        return carry, Eager(self.solver, leg).step(leg, t, z, h, carry, node.noise)
+        return carry, Eager(self.solver).step(leg, t, z, h, carry, node.noise)
 
     def again(self, edges: Tensor, y0: Tensor, conditions: list[Tensor]) -> tuple[Tensor | None, ...]:
         """The outputs on the graph of these inputs, on the same mesh."""
@@ -92,7 +92,7 @@ class TakenBack(Tape):
         leg, (z, carry), calls = self.leg(system, node), self.reached, system.calls
         t, h = leg.moment(node.theta, node.dtheta)
         with torch.no_grad():
-            self.reached = (system.engine or Eager(self.solver, system)).undo(leg, t, z, h, carry, node.noise)
+            self.reached = (system.engine or Eager(self.solver)).undo(leg, t, z, h, carry, node.noise)
         self.backward_nfe[0] += system.calls - calls
         return node._replace(z=self.reached[0], carry=self.reached[1])
 

@@ -191,7 +191,7 @@ def partial(solver: Solver, system: InitialValue, trace: Trace) -> Solution:
 def statistics(system: InitialValue, trace: Trace, estimates: Sequence[Tensor | None]) -> Stats:
     """The cost of a march, and its mesh; estimates: as the trace gives them."""
     rows, failures = system.rows, trace.failures
-    edges, (accepted, rejected) = system.segments.edges.detach(), trace.counts
+    accepted, rejected = trace.counts
     error, error_norms, stiffness, stiffness_norms = estimates
 
     if failures is not None:
@@ -202,7 +202,7 @@ def statistics(system: InitialValue, trace: Trace, estimates: Sequence[Tensor | 
     together = failures is None and not trace.apart
     return Stats(
         Counts(rows, system.problem.y0.device, trace.nfe, accepted, rejected, status),
-        mesh=RowMesh(edges, trace.z0.detach(), trace.tries) if trace.apart else _shared_mesh(system, trace),
+        mesh=_row_mesh(system, trace) if trace.apart else _shared_mesh(system, trace),
         error=error,
         stiffness=stiffness,
         norms=(error_norms, stiffness_norms),
@@ -216,6 +216,10 @@ def _shared_mesh(system: InitialValue, trace: Trace) -> Mesh:
     segments, failures = system.segments, trace.failures
     mesh = SharedMesh(segments.edges.detach(), system.rows, trace.places, trace.rejections, segments.numbers)
     return mesh if failures is None else BrokenMesh(mesh, trace.taken(failures))
+
+
+def _row_mesh(system: InitialValue, trace: Trace) -> Mesh:
+    return RowMesh(system.segments.edges.detach(), trace.z0.detach(), trace.tries)
 
 
 def _trail(system: InitialValue, trace: Trace) -> Trail:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -240,3 +243,32 @@ def test_gradients_are_torchdiffeqs_to_tolerance(adjoint):
     assert apart(ys.detach(), theirs.detach()) < 1e-6
     found = [torch.autograd.grad(x.sin().sum(), inputs) for x in (ys, theirs)]
     assert all(apart(a, b) < 1e-5 for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        RungeKutta(compile="off"),
+        RungeKutta(compile="on"),
+        RungeKutta(batching="per_sample", compile="off"),
+        FixedRungeKutta("rk4", 2, compile="off"),
+    ],
+    ids=["off", "on", "per sample", "fixed"],
+)
+def test_what_a_solve_has_used_is_free_without_the_garbage_collector(traced, solver, adjoint):
+    """Its start, here, and with it the graph that has made it."""
+    field = Net()
+
+    def used() -> weakref.ref[Tensor]:
+        y0 = start().requires_grad_().sin()
+        solution = solve(field, y0, TS, solver=solver, adjoint=adjoint)
+        solution.ys.sum().backward()
+        return weakref.ref(y0)
+
+    used()
+    gc.disable()
+    try:
+        assert used()() is None
+    finally:
+        gc.enable()
