@@ -220,7 +220,7 @@ class AdjointEquation(System):
     def measured(self, scaled: Tensor) -> Tensor:
         """The largest of the root mean squares of state and adjoint and of each gradient: (1, 1)."""
         parts = scaled.split([sum(self.sizes[:2]), *([] if self.seminorm else self.sizes[2:])], dim=1)
-        mean = [row_norms(part) * math.sqrt(scaled.numel() / part.numel()) for part in parts]
+        mean = [row_norms(part) * math.sqrt(scaled.numel() / part.numel()) for part in parts if part.numel()]
         return torch.stack(mean, dim=1).amax(dim=1, keepdim=True)
 
     def row_moment(self, theta: float, dtheta: float, row: int) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from ndeflow.numerics.audit import Refusal, audit, explain, steady, writes
 from ndeflow.numerics.inplace import write_anew
 from ndeflow.numerics.outer import flatten_late
 from ndeflow.numerics.partition import cut
-from ndeflow.numerics.products import SHIMS, SOURCE, asked
+from ndeflow.numerics.products import DOOR, SHIMS, SOURCE, asked
 from ndeflow.numerics.rewrites import Rewriter, Rules
 from ndeflow.numerics.sums import join_sums
 
@@ -244,11 +244,20 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
 
 @cache
 def provide() -> None:
-    """Let machine code that is loaded from now on find the operation of `products`, compiled here."""
+    """Let machine code that is loaded from now on find the operation of `products`, compiled here.
+
+    By a library that depends on nothing, and calls it: what is loaded for all to find takes along all that it depends
+    on, which of torch must not be found by others. Raises `Refusal` where it cannot be made.
+    """
     from torch._inductor.codecache import CppCodeCache
 
-    made: Any = CppCodeCache.load(SOURCE.read_text(), needs_vec_isa=True)
-    ctypes.CDLL(made._name, mode=ctypes.RTLD_GLOBAL)
+    try:
+        made: Any = CppCodeCache.load(f"// {torch.__version__}\n{SOURCE.read_text()}", needs_vec_isa=True)
+        found: Any = CppCodeCache.load(DOOR)
+    except Exception as error:
+        raise Refusal(f"its products of matrices could not be made for AVX-512 ({error}); update torch") from error
+    operation = ctypes.cast(made.ndeflow_product, ctypes.c_void_p)
+    ctypes.c_void_p.in_dll(ctypes.CDLL(found._name, mode=ctypes.RTLD_GLOBAL), "ndeflow_product").value = operation.value
 
 
 @contextmanager

@@ -61,8 +61,8 @@ class Coupled:
         if first.mid is not None:
             mid = first.mid + (1 + keep) / 2 * (y - z)
             slope = self.slope(system.inner, t, z1, h).unsqueeze(1)
-        estimates = [x for x in (ratio, first.stiffness) if x is not None and first.norms]
-        norms = [torch.linalg.vector_norm(x) for x in estimates]
+        base: Any = self.base
+        norms = base.norms(ratio, first.stiffness) if first.norms else ()
         return Step(torch.stack([y1, z1], dim=1), None, ratio, first.stiffness, mid, slope, None, norms)
 
     def first(self, leg: InitialValue, t: Tensor, z: Tensor, h: Tensor, slope: Tensor | None = None) -> Step:

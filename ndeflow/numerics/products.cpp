@@ -7,12 +7,15 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
+#include <iostream>
 #include <stdexcept>
 #include <vector>
 
 namespace {
 
 constexpr int64_t ROWS = 64;                 // of a product, taken at once; half of it where threads would wait
+constexpr int64_t COLUMNS = 256;             // likewise
 constexpr int64_t DEPTH = 256;               // of a transposed factor, taken at once
 constexpr int64_t WORTH_A_THREAD = 1 << 20;  // multiplications
 
@@ -33,39 +36,61 @@ struct Matrix {
     check(aoti_torch_get_strides(tensor, &strides));
     data = static_cast<float*>(start);
     rows = sizes[0], columns = sizes[1], row = strides[0], column = strides[1];
+    if (row != 1 && column != 1) throw std::invalid_argument("expected a matrix that lies by rows or by columns");
   }
 
   float* at(int64_t i, int64_t j) const { return data + i * row + j * column; }
 };
 
-// Some rows and columns of a matrix that lies by columns, copied so that they lie by rows.
-void lay_by_rows(const Matrix& x, int64_t i, int64_t j, int64_t rows, int64_t columns, float* to) {
-  at::vec::transpose_mxn<float>(x.at(i, j), x.column, to, columns, static_cast<int>(columns), static_cast<int>(rows));
+// The largest of a few sizes, at most `most`, that fits into a number: a kernel is made for each that is ever asked for.
+int64_t piece(int64_t left, int64_t most) {
+  while (most > left) most /= 2;
+  return most;
+}
+
+// Some rows and columns of a matrix that lies by columns, copied so that they lie by rows, `ld` apart.
+void lay_by_rows(const Matrix& x, int64_t i, int64_t j, int64_t rows, int64_t columns, float* to, int64_t ld) {
+  at::vec::transpose_mxn<float>(x.at(i, j), x.column, to, ld, static_cast<int>(columns), static_cast<int>(rows));
+}
+
+// All of a matrix that lies by columns, copied so that it lies by rows; valid until the next call on this thread.
+float* laid_by_rows(const Matrix& x) {
+  thread_local std::vector<float> room;
+  const size_t size = x.rows * x.columns;
+  if (room.size() < size) room = std::vector<float>(size);
+  float* to = room.data();
+  at::parallel_for(0, x.columns, 1 + WORTH_A_THREAD / (8 * x.rows + 1), [&](int64_t begin, int64_t end) {
+    lay_by_rows(x, 0, begin, x.rows, end - begin, to + begin, x.columns);
+  });
+  return to;
+}
+
+// Rows i to i + rows of y = x w, in columns j to j + n; w lies by rows.
+void multiply(const Matrix& x, const Matrix& w, const Matrix& y, int64_t i, int64_t rows, int64_t j, int64_t n) {
+  if (x.column == 1) {
+    at::native::cpublas::brgemm(rows, n, x.columns, x.row, w.row, y.row, false, x.at(i, 0), w.at(0, j), y.at(i, j));
+    return;
+  }
+  alignas(64) float part[ROWS * DEPTH];
+  for (int64_t k = 0, depth; k < x.columns; k += depth) {
+    depth = piece(x.columns - k, DEPTH);
+    lay_by_rows(x, i, k, rows, depth, part, depth);
+    at::native::cpublas::brgemm(rows, n, depth, depth, w.row, y.row, k > 0, part, w.at(k, j), y.at(i, j));
+  }
 }
 
 // y = x w; y lies by rows.
 void multiply(const Matrix& x, Matrix w, const Matrix& y) {
-  if (w.column != 1) {
-    thread_local std::vector<float> laid;  // of the largest so far
-    laid.resize(std::max(laid.size(), static_cast<size_t>(w.rows * w.columns)));
-    lay_by_rows(w, 0, 0, w.rows, w.columns, laid.data());
-    w.data = laid.data(), w.row = w.columns;
-  }
-  const int64_t n = y.columns, depth = x.columns;
-  const int64_t block = x.rows < ROWS * at::get_num_threads() ? ROWS / 2 : ROWS;
-  const int64_t blocks = (x.rows + block - 1) / block, grain = 1 + WORTH_A_THREAD / (block * depth * n + 1);
-  at::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * block; i < std::min(end * block, x.rows); i += block) {
-      const int64_t rows = std::min(block, x.rows - i);
-      if (x.column == 1) {
-        at::native::cpublas::brgemm(rows, n, depth, x.row, w.row, n, false, x.at(i, 0), w.data, y.at(i, 0));
-        continue;
-      }
-      alignas(64) float part[ROWS * DEPTH];
-      for (int64_t j = 0; j < depth; j += DEPTH) {
-        const int64_t few = std::min(DEPTH, depth - j);
-        lay_by_rows(x, i, j, rows, few, part);
-        at::native::cpublas::brgemm(rows, n, few, few, w.row, n, j > 0, part, w.data + j * w.row, y.at(i, 0));
+  if (w.column != 1) w.data = laid_by_rows(w), w.row = w.columns, w.column = 1;
+  const int64_t most = x.rows < ROWS * at::get_num_threads() ? ROWS / 2 : ROWS;
+  const int64_t down = (x.rows + most - 1) / most, across = (y.columns + COLUMNS - 1) / COLUMNS;
+  const int64_t work = most * x.columns * std::min(COLUMNS, y.columns);
+  at::parallel_for(0, down * across, 1 + WORTH_A_THREAD / (work + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block % down * most, last = std::min(first + most, x.rows), j = block / down * COLUMNS;
+      for (int64_t i = first, rows; i < last; i += rows) {
+        rows = piece(last - i, most);
+        multiply(x, w, y, i, rows, j, std::min(COLUMNS, y.columns - j));
       }
     }
   });
@@ -73,7 +98,7 @@ void multiply(const Matrix& x, Matrix w, const Matrix& y) {
 
 }  // namespace
 
-extern "C" AOTITorchError aoti_torch_cpu_product(AtenTensorHandle x, AtenTensorHandle w, AtenTensorHandle* result) {
+extern "C" AOTITorchError ndeflow_product(AtenTensorHandle x, AtenTensorHandle w, AtenTensorHandle* result) {
   AtenTensorHandle made = nullptr;
   try {
     const Matrix left(x), right(w);
@@ -83,7 +108,8 @@ extern "C" AOTITorchError aoti_torch_cpu_product(AtenTensorHandle x, AtenTensorH
     multiply(left, right, Matrix(made));
     *result = made;
     return AOTI_TORCH_SUCCESS;
-  } catch (...) {
+  } catch (const std::exception& error) {
+    std::cerr << "a product of matrices failed: " << error.what() << std::endl;
     if (made != nullptr) aoti_torch_delete_tensor_object(made);
     return AOTI_TORCH_FAILURE;
   }

@@ -16,7 +16,7 @@ from ndeflow.numerics.tree import node_normals
 class Stepper(ABC):
     """What a march of a system asks for; `leg` is the system on a segment, z its packed state.
 
-    It keeps no system, which keeps it: what a solve has used is free as soon as nobody needs it.
+    It keeps no system that keeps it: what a solve has used is free as soon as nobody needs it.
 
     compiled: the steps are not recorded by autograd, and are to be taken again in the backward pass.
     """

@@ -26,7 +26,7 @@ class System(ABC):
 
     `legs` gives, segment by segment, a copy that is set on it: F with the control path's piece, the segment's
     start and length as columns that broadcast against z. Evaluations of all copies are counted together. engine: what
-    an adaptive march is to compute its steps with; None: the solver itself.
+    a march is to compute its steps with, None: the solver itself; legs have none, for an engine may keep the last one.
     """
 
     segments: Segments
@@ -59,9 +59,7 @@ class System(ABC):
         return None
 
     def measured(self, scaled: Tensor) -> Tensor:
-        """What of an error each row is judged by, as its Euclidean norm, from the whole as `Adaptive.scaled` gives it.
-
-        (B, ...)."""
+        """What each row is judged by, as its Euclidean norm: (B, ...), of an error as `Adaptive.scaled` scales it."""
         return scaled
 
     @abstractmethod

@@ -84,8 +84,8 @@ def test_machine_code_calls_it_and_is_kept_for_other_processes():
 @pytest.mark.skipif(not HERE, reason="needs Linux and AVX-512")
 def test_threads_share_the_rows():
     torch.manual_seed(0)
-    x, weight, threads = torch.randn(1000, 256), torch.randn(256, 256), torch.get_num_threads()
-    program = Program(lambda x, w: [x @ w, x.t() @ x], (x, weight), (True, False), RULES[0])
+    x, weight, threads = torch.randn(100, 300), torch.randn(300, 300), torch.get_num_threads()
+    program = Program(lambda x, w: [x @ w, x @ w.t(), x.t() @ x], (x, weight), (True, False), RULES[0])
     try:
         found = []
         for count in (1, 2):
@@ -95,4 +95,5 @@ def test_threads_share_the_rows():
         torch.set_num_threads(threads)
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
-    torch.testing.assert_close(found[0][1], x.t() @ x, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(found[0][1], x @ weight.t(), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(found[0][2], x.t() @ x, rtol=1e-5, atol=1e-3)
