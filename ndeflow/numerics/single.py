@@ -114,7 +114,8 @@ class Taken(torch.autograd.Function):
         ctx.one = one
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs)
-        return one.found
+        error, stiffness = (x if x is None else x.detach() for x in one.found)  # not what `one` keeps: that is a cycle
+        return error, stiffness
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:

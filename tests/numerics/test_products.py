@@ -8,7 +8,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from ndeflow.numerics import products
-from ndeflow.numerics.compiled import Program, Traced
+from ndeflow.numerics.audit import Refusal
+from ndeflow.numerics.compiled import Program, Traced, provide
 from ndeflow.numerics.products import asked
 from ndeflow.numerics.rewrites import rules
 
@@ -55,13 +56,14 @@ def test_few_columns_double_precision_a_single_row_and_gaps_are_left_alone(payin
     assert not rewritten(torch.mm, ones(32, 64, dtype=double), ones(64, 64, dtype=double))
     assert not rewritten(lambda x, w: x[:, ::2] @ w, ones(32, 64), ones(32, 64))
     assert not rewritten(lambda x, w: x[:1].expand_as(x) @ w, ones(32, 64), ones(64, 64))
+    assert not rewritten(lambda g, x: g.t() @ x, ones(32, 1), ones(32, 64), (True, True))
     single = Traced(lambda x, w: [x @ w], (ones(1, 64), ones(64, 64)), (True, False))
     assert not asked(single.rewritten(single.graph, RULES[0]).graph)
     monkeypatch.setattr(products, "pays", lambda: False)
     assert not rewritten(torch.mm, ones(32, 64), ones(64, 64))
 
 
-@pytest.mark.skipif(not HERE, reason="needs Linux and AVX-512")
+@pytest.mark.skipif(not HERE, reason="needs Linux, AVX-512, no Intel")
 def test_machine_code_calls_it_and_is_kept_for_other_processes():
     """Sizes that no block divides; factors that lie by rows and by columns, deeper than is transposed at once."""
 
@@ -81,7 +83,17 @@ def test_machine_code_calls_it_and_is_kept_for_other_processes():
             assert found.is_contiguous() and ((found - exact).abs() <= 1e-6 * size + 1e-6).all()
 
 
-@pytest.mark.skipif(not HERE, reason="needs Linux and AVX-512")
+def test_where_it_cannot_be_made_nothing_is_compiled(monkeypatch):
+    def load(*_, **__):
+        raise OSError("undefined symbol: brgemm")
+
+    monkeypatch.setattr("torch._inductor.codecache.CppCodeCache.load", load)
+    provide.cache_clear()
+    with pytest.raises(Refusal, match=r"could not be made for AVX-512 \(undefined symbol: brgemm\); update torch"):
+        provide()
+
+
+@pytest.mark.skipif(not HERE, reason="needs Linux, AVX-512, no Intel")
 def test_threads_share_the_rows():
     torch.manual_seed(0)
     x, weight, threads = torch.randn(100, 300), torch.randn(300, 300), torch.get_num_threads()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -126,3 +128,25 @@ def test_a_step_uses_the_programs_of_the_solve() -> None:
         norm.backward()
     after = [len(found) for entry in entries.values() for found in entry.programs.values()]
     assert len(entries) == 1 and sum(after) - sum(before) <= 1  # the first slope after a knot
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+@pytest.mark.parametrize("choice", ["off", "on"])
+def test_what_it_has_used_is_free_without_the_garbage_collector(choice: str, fraction: float) -> None:
+    field, ts = Net(), torch.tensor([0.0, 1.0, 2.0], dtype=F64)
+
+    def used() -> weakref.ref[torch.Tensor]:
+        y0 = torch.ones(4, 2, dtype=F64)
+        solution = Direct()(RungeKutta(compile=choice), replace(pose(field, y0, ts), keep_mesh=True))
+        norm, _ = single.norms(solution, 1, fraction)
+        assert norm is not None
+        (solution.ys.sum() + norm).backward()
+        return weakref.ref(y0)
+
+    used()
+    gc.disable()
+    try:
+        assert used()() is None
+    finally:
+        gc.enable()
