@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -19,6 +21,14 @@ def subnormal():
     """Training rounds subnormal numbers to zero, in this process for all that follows: only until the test is over."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """No garbage is collected until the test is over."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

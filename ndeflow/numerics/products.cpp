@@ -14,8 +14,8 @@
 
 namespace {
 
-constexpr int64_t ROWS = 64;                 // of a product, taken at once; half of it where threads would wait
-constexpr int64_t COLUMNS = 256;             // likewise
+constexpr int64_t ROWS = 64;                 // of a product, taken at once; half as many where threads would wait
+constexpr int64_t COLUMNS = 256;             // of a product, taken at once
 constexpr int64_t DEPTH = 256;               // of a transposed factor, taken at once
 constexpr int64_t WORTH_A_THREAD = 1 << 20;  // multiplications
 

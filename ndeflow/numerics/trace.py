@@ -202,7 +202,7 @@ def statistics(system: InitialValue, trace: Trace, estimates: Sequence[Tensor | 
     together = failures is None and not trace.apart
     return Stats(
         Counts(rows, system.problem.y0.device, trace.nfe, accepted, rejected, status),
-        mesh=_row_mesh(system, trace) if trace.apart else _shared_mesh(system, trace),
+        mesh=_mesh(system, trace),
         error=error,
         stiffness=stiffness,
         norms=(error_norms, stiffness_norms),
@@ -212,14 +212,13 @@ def statistics(system: InitialValue, trace: Trace, estimates: Sequence[Tensor | 
     )
 
 
-def _shared_mesh(system: InitialValue, trace: Trace) -> Mesh:
+def _mesh(system: InitialValue, trace: Trace) -> Mesh:
     segments, failures = system.segments, trace.failures
-    mesh = SharedMesh(segments.edges.detach(), system.rows, trace.places, trace.rejections, segments.numbers)
+    edges = segments.edges.detach()
+    if trace.apart:
+        return RowMesh(edges, trace.z0.detach(), trace.tries)
+    mesh = SharedMesh(edges, system.rows, trace.places, trace.rejections, segments.numbers)
     return mesh if failures is None else BrokenMesh(mesh, trace.taken(failures))
-
-
-def _row_mesh(system: InitialValue, trace: Trace) -> Mesh:
-    return RowMesh(system.segments.edges.detach(), trace.z0.detach(), trace.tries)
 
 
 def _trail(system: InitialValue, trace: Trace) -> Trail:
