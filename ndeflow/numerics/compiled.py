@@ -11,6 +11,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -21,7 +22,7 @@ from ndeflow.numerics.audit import Refusal, audit, explain, steady, writes
 from ndeflow.numerics.inplace import write_anew
 from ndeflow.numerics.outer import flatten_late
 from ndeflow.numerics.partition import cut
-from ndeflow.numerics.products import DOOR, SHIMS, SOURCE, asked
+from ndeflow.numerics.products import DOOR, OPERATION, SHIMS, SOURCE, asked
 from ndeflow.numerics.rewrites import Rewriter, Rules
 from ndeflow.numerics.sums import join_sums
 
@@ -236,10 +237,19 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     mode = TracingContext(fakes[0].fake_mode)
     shims = "aot_inductor.custom_ops_to_c_shims"
     apart = [*config._cache_config_ignore_prefix, shims]  # what cannot be part of a key would keep all out of the cache
-    options = {"cpp_wrapper": True, shims: SHIMS, "_cache_config_ignore_prefix": apart}
+    checks = {"size_asserts": not written(graph)}  # of all arguments and results at each call, a tenth of a product
+    options = {"cpp_wrapper": True, shims: SHIMS, "_cache_config_ignore_prefix": apart, **checks}
     with torch.no_grad(), _quiet(), row_by_row(), config.patch(options), tracing(mode):
         compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=True, is_inference=True)
     return compiled.current_callable  # its own call looks for a profiler and a cache first
+
+
+def written(graph: fx.GraphModule) -> bool:
+    """Whether the compiler writes code for every operation of a graph, or it is ours: none gives unforeseen shapes."""
+    from torch._inductor.lowering import fallbacks, lowerings
+
+    found = {node.target for node in graph.graph.nodes if isinstance(node.target, OpOverload)} - {OPERATION}
+    return all(operation in lowerings and operation not in fallbacks for operation in found)
 
 
 @cache
