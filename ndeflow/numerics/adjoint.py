@@ -80,7 +80,8 @@ def replayed(solver: Solver, marched: Marching, system: InitialValue, kind: type
     tape = kind(marched, system, trace, ambient)
     inputs = [system.segments.edges, problem.y0, *replay.conditions(problem), *tape.parameters]
     outputs = Replay.apply(tape, *inputs)
-    stats = statistics(system, trace, outputs[:ESTIMATES])
+    estimates = outputs[:ESTIMATES]
+    stats = statistics(system, trace, lambda: estimates)
     stats.backward_nfe = tape.backward_nfe
     tape.settle()
     return finish(solver, system, tape.plan.read(outputs[ESTIMATES:]), stats)

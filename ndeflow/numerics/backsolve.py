@@ -69,10 +69,9 @@ class Backsolve(Adjoint):
             trace = solver.march(system)
             how = plan(system, trace)
             packed = how.read(how.gather(trace))
-            estimates = trace.estimates()
+            stats = statistics(system, trace, trace.estimates_later())
         sweep = Sweep(self.solver or solver, system, ambient, self.seminorm)
         inputs = [system.times, problem.y0, *replay.conditions(problem), *sweep.parameters]
-        stats = statistics(system, trace, estimates)
         stats.backward_nfe = sweep.backward_nfe
         return finish(solver, system, Adjoined.apply(sweep, packed, *inputs), stats)
 

@@ -75,7 +75,7 @@ class Reversible(Adjoint):
         system, ambient = coupled.base.system(problem), replay.Ambient.of(problem.y0)
         with torch.no_grad(), ambient():
             trace, end = coupled.march(system)
-            stats = statistics(system, trace, trace.estimates())
+            stats = statistics(system, trace, trace.estimates_later())
         how = plan(system, trace)
         if torch.is_grad_enabled():
             self._check(len(trace.nodes), end.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 NON_FINITE, UNDERFLOW, TOO_MANY = 1, 2, 3  # why a row failed, as `Stats.status` says
 ESTIMATES = 4  # of a step: ratio and its norm, stiffness and its norm
+
+Estimates = Sequence[Tensor | None]
+"""Of the steps of a solve, each as in `ESTIMATES`; None where a method has none."""
 
 
 class SolveError(RuntimeError):
@@ -58,6 +61,7 @@ class Stats:
     computed, rejected steps and starting heuristic included; accepted those steps of a failed row that it took before.
     status: 0 solved; failed, where the solver masks failures:
     1 state, integral or rate non-finite, 2 step size underflowed, 3 more than `max_steps` attempts.
+    estimates: gives, when first read, error, its norms, stiffness and its norms; None: a method has none of them.
     mesh: where the solve stepped; it gives, when first read, `times` and `steps` (B, N), starts and sizes of the
     accepted steps, float64, never on the autograd graph, and `attempts`, the rejected steps among the accepted ones.
     error: (B, N), each row's tolerance-scaled RMS local error: sqrt(mean((e / (atol + rtol max(|y0|, |y1|)))^2)).
@@ -73,12 +77,22 @@ class Stats:
 
     counts: Counts
     mesh: Mesh
-    error: Tensor | None = None
-    stiffness: Tensor | None = None
-    norms: tuple[Tensor | None, Tensor | None] = (None, None)
+    estimates: Callable[[], Estimates] | None = None
     starts: Tensor | None = None
     trail: Trail | None = None
     backward_nfe: list[int] | None = None
+
+    @property
+    def error(self) -> Tensor | None:
+        return self._estimates[0]
+
+    @property
+    def stiffness(self) -> Tensor | None:
+        return self._estimates[2]
+
+    @property
+    def norms(self) -> tuple[Tensor | None, Tensor | None]:
+        return self._estimates[1], self._estimates[3]
 
     @cached_property
     def nfe(self) -> Tensor:
@@ -116,6 +130,10 @@ class Stats:
     @cached_property
     def attempts(self) -> Attempts:
         return self.mesh.attempts(self.error)
+
+    @cached_property
+    def _estimates(self) -> Estimates:
+        return (None,) * ESTIMATES if self.estimates is None else self.estimates()
 
     @cached_property
     def _accepted(self) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,7 @@ def _held(x: Tensor, late: Tensor, last: Tensor) -> Tensor:
 def some(solution: Solution, rows: Tensor) -> Solution:
     """The solution of some rows (R,), by their places, as if no others had been solved."""
     stats, ts = solution.stats, solution.ts
+    estimates = _of(stats.error, rows), None, _of(stats.stiffness, rows), None
     return Solution(
         ts[rows] if ts.dim() == 2 else ts,
         solution.ys[rows],
@@ -46,8 +47,7 @@ def some(solution: Solution, rows: Tensor) -> Solution:
                 len(rows), rows.device, *(x[rows] for x in (stats.nfe, stats.accepted, stats.rejected, stats.status))
             ),
             mesh=SomeRows(stats.mesh, rows),
-            error=_of(stats.error, rows),
-            stiffness=_of(stats.stiffness, rows),
+            estimates=lambda: estimates,
             starts=_of(stats.states, rows),
             backward_nfe=stats.backward_nfe,
         ),

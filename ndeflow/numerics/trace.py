@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, final
@@ -15,7 +15,7 @@ from ndeflow.numerics.mesh import BrokenMesh, Mesh, Place, Rejection, SharedMesh
 from ndeflow.numerics.numbered import numbered_plan
 from ndeflow.numerics.reading import Plan, shared_plan
 from ndeflow.numerics.rowwise import Failures, RowMesh, Table, Try, owners, row_plan
-from ndeflow.numerics.solution import Counts, Solution, Solver, Stats, Step
+from ndeflow.numerics.solution import Counts, Estimates, Solution, Solver, Stats, Step
 from ndeflow.numerics.system import InitialValue
 
 
@@ -98,25 +98,33 @@ class Trace:
         ratio = None if step.ratio is None else step.ratio.detach()
         self.rejections.append(Rejection(len(self.nodes), place, ratio))
 
-    def estimates(self) -> list[Tensor | None]:
+    def estimates(self) -> Estimates:
         """Error of the accepted steps (B, N), its norms (N,) where rows step together, and stiffness likewise.
 
         None where the method has none.
         """
-        if not self.steps:
-            nothing = self.z0.new_zeros(len(self.z0), 0, dtype=self.z0.dtype.to_real())
-            norm = None if self.apart else nothing.sum(dim=0)
-            return [x if there else None for there in self.estimated for x in (nothing, norm)]
-        kinds = zip(*(step.estimates for step in self.steps), strict=True)
-        found = ([x for x in kind if x is not None] for kind in kinds)
-        return [self.by_row(x) if x else None for x in found]
+        if self.steps:
+            return [self.by_row(kind) if kind else None for kind in _kinds(self.steps)]
+        nothing = self.z0.new_zeros(len(self.z0), 0, dtype=self.z0.dtype.to_real())
+        norm = None if self.apart else nothing.sum(dim=0)
+        return [x if there else None for there in self.estimated for x in (nothing, norm)]
+
+    def estimates_later(self) -> Callable[[], Estimates]:
+        """What gives `estimates`, stacked when it is called; no state is kept for that.
+
+        Where gradients are recorded they are stacked now: who calls might not record them.
+        """
+        if self.apart or not self.steps or torch.is_grad_enabled():
+            found = self.estimates()
+            return lambda: found
+        kinds = _kinds(self.steps)
+        return lambda: [_stacked(kind) if kind else None for kind in kinds]
 
     def by_row(self, values: list[Tensor]) -> Tensor:
         """One tensor a step, each over the rows of its step, as (B, N, ...); numbers as (N,)."""
         if self.apart:
             return self.table.spread(torch.cat(values))
-        stack = torch.stack(values)
-        return stack.transpose(0, 1) if stack.dim() > 1 else stack
+        return _stacked(values)
 
     @cached_property
     def table(self) -> Table:
@@ -133,12 +141,13 @@ class Trace:
     def counts(self) -> tuple[int | Tensor, int | Tensor]:
         """Accepted and rejected steps of every row, or (B,)."""
         if not self.apart:
-            return len(self.places) if self.failures is None else self.taken(self.failures), self.rejected
+            steps = len(self.nodes) * self.parts
+            return steps if self.failures is None else self.taken(self.failures), self.rejected
         owner = owners([x.rows for x in self.tries], self.z0)
         vain = torch.cat([owner[:0], *((x.verdict < 0).long() for x in self.tries)])
         return self.table.counts, torch.zeros_like(self.table.counts).index_add(0, owner, vain)
 
-    @cached_property
+    @property
     def places(self) -> list[Place]:
         """Where its steps, or the parts that they stand for, lie."""
         places = [Place(node.segment, node.theta, node.dtheta) for node in self.nodes]
@@ -162,6 +171,16 @@ class Trace:
         ]
 
 
+def _kinds(steps: Sequence[Step]) -> list[list[Tensor]]:
+    """What each step estimates, by its kind; empty where there is no such."""
+    return [[x for x in kind if x is not None] for kind in zip(*(step.estimates for step in steps), strict=True)]
+
+
+def _stacked(values: list[Tensor]) -> Tensor:
+    """One tensor a step, (B, ...) or a number, as (B, N, ...) or (N,)."""
+    return torch.stack(values, dim=min(values[0].dim(), 1))
+
+
 def plan(system: InitialValue, trace: Trace) -> Plan:
     """How the system's places are read from the trace."""
     if trace.apart:
@@ -173,7 +192,7 @@ def solution(solver: Solver, system: InitialValue, trace: Trace) -> Solution:
     """The solution of a march, with all that autograd recorded of it."""
     how = plan(system, trace)
     packed = how.read(how.gather(trace))
-    return finish(solver, system, packed, statistics(system, trace, trace.estimates()))
+    return finish(solver, system, packed, statistics(system, trace, trace.estimates_later()))
 
 
 def finish(solver: Solver, system: InitialValue, packed: Tensor, stats: Stats) -> Solution:
@@ -184,32 +203,32 @@ def finish(solver: Solver, system: InitialValue, packed: Tensor, stats: Stats) -
 @torch.no_grad()
 def partial(solver: Solver, system: InitialValue, trace: Trace) -> Solution:
     """What there is of a march that failed: its cost and mesh, and of the states the first."""
-    stats = statistics(system, trace, trace.estimates())
+    found = trace.estimates()
+    stats = statistics(system, trace, lambda: found)
     return finish(solver, system, trace.z0.detach().unsqueeze(1), stats)
 
 
-def statistics(system: InitialValue, trace: Trace, estimates: Sequence[Tensor | None]) -> Stats:
-    """The cost of a march, and its mesh; estimates: as the trace gives them."""
+def statistics(system: InitialValue, trace: Trace, estimates: Callable[[], Estimates]) -> Stats:
+    """The cost of a march, and its mesh; estimates: gives them as the trace does."""
     rows, failures = system.rows, trace.failures
     accepted, rejected = trace.counts
-    error, error_norms, stiffness, stiffness_norms = estimates
-
-    if failures is not None:
-        failed = failures.failed.unsqueeze(1)
-        error, stiffness = (x if x is None else torch.where(failed, x.detach(), x) for x in (error, stiffness))
-
     status = 0 if failures is None else failures.status
     together = failures is None and not trace.apart
     return Stats(
         Counts(rows, system.problem.y0.device, trace.nfe, accepted, rejected, status),
         mesh=_mesh(system, trace),
-        error=error,
-        stiffness=stiffness,
-        norms=(error_norms, stiffness_norms),
+        estimates=estimates if failures is None else _of_solved(estimates(), failures),
         starts=_states(system, trace) if system.problem.keep_mesh and not together else None,
         trail=_trail(system, trace) if system.problem.keep_mesh and together else None,
         backward_nfe=[0],
     )
+
+
+def _of_solved(estimates: Estimates, failures: Failures) -> Callable[[], Estimates]:
+    """Gives estimates, of rows that failed off the graph."""
+    failed = failures.failed.unsqueeze(1)
+    found = [x if x is None or x.dim() < 2 else torch.where(failed, x.detach(), x) for x in estimates]
+    return lambda: found
 
 
 def _mesh(system: InitialValue, trace: Trace) -> Mesh:

@@ -1,0 +1,46 @@
+"""What a solve leaves: estimates on the graph whoever reads them first, and no states behind them."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+
+from ndeflow.numerics.adjoint import Checkpointed, Direct
+from ndeflow.numerics.explicit import RungeKutta
+from ndeflow.numerics.solve import solve
+from tests.problems import Net, start
+
+TS = torch.tensor([0.0, 2.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("batching", ["shared", "per_sample"])
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()], ids=["direct", "checkpointed"])
+def test_estimates_first_read_without_gradients_have_them_all_the_same(adjoint, batching):
+    field = Net()
+    stats = solve(field, start(), TS, solver=RungeKutta(batching=batching), adjoint=adjoint).stats
+    with torch.no_grad():
+        assert stats.error is not None and stats.error.requires_grad
+    stats.error.sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in field.parameters() if p.dim() == 2)
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_statistics_alone_keep_no_states():
+    states: list[weakref.ref[torch.Tensor]] = []
+
+    class Watched(Net):
+        def forward(self, t, y):
+            states.append(weakref.ref(y))
+            return super().forward(t, y)
+
+    field, y0 = Watched(), start()
+    stats = solve(field, y0, TS).stats
+    with torch.no_grad():
+        unread = solve(field, y0, TS).stats
+    assert [state() for state in states[len(states) // 2 :] if state() not in (None, y0)] == []
+    for found, recorded in zip(
+        (unread.error, unread.stiffness, *unread.norms), (stats.error, stats.stiffness, *stats.norms), strict=True
+    ):
+        assert torch.equal(found, recorded) and not found.requires_grad
