@@ -85,12 +85,19 @@ def _compiler() -> str | None:
     return None if found else "no C++ compiler was found; install g++ or clang"
 
 
+@cache
+def _engines() -> Any:
+    """Imported when first needed, for that imports the compiler and takes half a second."""
+    from ndeflow.numerics.engine import Engine, Entry
+
+    return Engine, Entry
+
+
 def _engine(
     solver: Any, form: Form, system: InitialValue, mine: Account, recording: bool, keeping: bool
 ) -> Engine | str:
     """The engine of a solve, or why there is none."""
-    from ndeflow.numerics.engine import Engine, Entry  # here, for importing the compiler takes half a second
-
+    Engine, Entry = _engines()
     missing = _compiler() if system.problem.y0.device.type == "cpu" else None
     if missing is not None:
         return missing
@@ -99,13 +106,14 @@ def _engine(
     version = mine.versions.number(now)
     if version >= VERSIONS:
         return f"{mine.versions.changing()} changes from solve to solve; pass it as context"
-    key = (version, solver.compile, *form.key, *_setting(system))
+    ambient = replay.Ambient.of(system.problem.y0)
+    key = (version, solver.compile, ambient, *form.key, *_setting(system))
     if key not in mine.entries:
         with _aside(modules, system.problem.y0.device):
             entry = mine.entries[key] = Entry.of(form, system, now.tensors, mine.versions.reads)
             entry.refusal = unproven(system) if solver.compile == "auto" else None
     making = partial(_making, mine, _name(modules[0]))
-    engine = Engine(form, system, mine.entries[key], modules, now, recording and keeping, making)
+    engine = Engine(form, system, mine.entries[key], modules, now, ambient, recording and keeping, making)
     _prepare(engine, system, mine, version, recording)
     return engine if engine.entry.refusal is None else engine.entry.refusal
 
@@ -134,8 +142,7 @@ def _setting(system: InitialValue) -> tuple[Hashable, ...]:
     y0, edges = system.problem.y0, system.segments.edges
     conditions = tuple((x.dtype, x.shape[1:], x.requires_grad) for x in system.example())
     modules = tuple(id(module) for module, _ in system.integrands)
-    ambient, threads = replay.Ambient.of(y0), torch.get_num_threads()
-    return y0.dtype, y0.device, y0.shape[1:], edges.dim(), system.dense, conditions, modules, ambient, threads
+    return y0.dtype, y0.device, y0.shape[1:], edges.dim(), system.dense, conditions, modules, torch.get_num_threads()
 
 
 def _prepare(engine: Engine, system: InitialValue, mine: Account, version: int, recording: bool) -> None:

@@ -106,14 +106,14 @@ class Engine(Stepper):
         entry: Entry,
         modules: list[nn.Module],
         now: Survey,
+        ambient: replay.Ambient,
         keeping: bool,
         making: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self.form, self.entry, self.modules = form, entry, modules
         self.originals, self.tensors, self.parameters = now.tensors, now.detached, now.trained
-        self.keeping, self.making = keeping, making
+        self.ambient, self.keeping, self.making = ambient, keeping, making
         self.constants = form.constants(system)
-        self.ambient = replay.Ambient.of(system.problem.y0)
         self._needs = [x.requires_grad for x in system.example()]  # which leaves of a leg's context need gradients
         self._leg: InitialValue | None = None
         self._none: dict[torch.Size, Tensor] = {}

@@ -114,9 +114,10 @@ class AdaptiveForm(Form):
     def result(self, results: Sequence[Tensor], dense: bool, kept: Any) -> Step:
         y, *rest = results
         carry = rest.pop(0) if self.carries else None
-        inside = dict(zip(self.heads(dense)[-1], rest, strict=True))
-        norms = [inside[place] for place in (RATIO_NORM, STIFFNESS_NORM) if place in inside]
-        return Step(y, None, inside[RATIO], inside.get(STIFFNESS), inside.get(MID), carry, kept, norms)
+        mid = rest.pop(0) if dense and self.interpolates else None
+        each = 1 if self.solver.apart else 2  # with its norm
+        stiffness = rest[each] if self.count > 1 else None
+        return Step(y, None, rest[0], stiffness, mid, carry, kept, rest[1::2] if each > 1 else ())
 
     def constants(self, system: InitialValue) -> list[Tensor]:
         return [number(x, system.problem.y0.device) for x in (self.solver.rtol, self.solver.atol)]

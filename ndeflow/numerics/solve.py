@@ -114,9 +114,9 @@ def _check_times(ts: Tensor, y0: Tensor) -> None:
     if ts.dim() not in (1, 2) or ts.shape[-1] == 0 or (ts.dim() == 2 and len(ts) != len(y0)):
         raise ValueError(f"expected ts of shape (T,) or ({len(y0)}, T) with T >= 1, got {tuple(ts.shape)}")
     rows = ts.tolist() if ts.dim() == 2 else [ts.tolist()]
-    if not all(all(map(isfinite, row)) for row in rows):
+    if not all([all(map(isfinite, row)) for row in rows]):
         raise ValueError("expected finite ts, got NaN or infinity; fill padding with each row's last time")
-    if not any(all(row == sorted(row, reverse=backward) for row in rows) for backward in (False, True)):
+    if not (all([row == sorted(row) for row in rows]) or all([row == sorted(row, reverse=True) for row in rows])):
         raise ValueError("expected ts that increase in every row, or decrease in every row, got neither; sort them")
 
 

@@ -120,10 +120,15 @@ class System(ABC):
 
         Both numbers, or (B,), of each row.
         """
-        if not isinstance(theta, Tensor):
+        if isinstance(theta, Tensor):
+            theta, dtheta = self.column(theta), self.column(dtheta)
+            return torch.addcmul(self.start, self.length, theta), self.length * dtheta
+        if self.segments.numbers is None:
             return self.start if theta == 0 else self.start.add(self.length, alpha=theta), self.length * dtheta
-        theta, dtheta = self.column(theta), self.column(dtheta)
-        return torch.addcmul(self.start, self.length, theta), self.length * dtheta
+        start, end = self.segments.numbers[self.segment : self.segment + 2]
+        like: Any = {"dtype": self.start.dtype, "device": self.start.device}
+        t, h = start + theta * (end - start), (end - start) * dtheta
+        return torch.scalar_tensor(t, **like), torch.scalar_tensor(h, **like)
 
     def mean_length(self) -> float:
         """The mean length of the moving rows' segment."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import repeat
 from operator import is_
 from typing import Any, NamedTuple, final
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ndeflow.numerics.fingerprint import SCALARS, Attribute, Survey, picture, survey
 
+_HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 _MISSING = object()
 _NOT_SET = (set(dir(nn.Module)) | set(vars(nn.Module()))) - {"forward", "training"}  # by users of modules
 
@@ -17,44 +19,29 @@ _NOT_SET = (set(dir(nn.Module)) | set(vars(nn.Module()))) - {"forward", "trainin
 class Part(NamedTuple):
     """What a module was; it is known again by its dictionary of parameters, so that none is kept alive.
 
-    plain: names of attributes and the very objects that they were. other: names and pictures.
+    plain: names of attributes that were read, and are what they are as long as they are the same objects. held: see
+    `_held`. other: names and pictures of further attributes that were read.
     """
 
-    kind: type
-    parameters: Mapping[str, Tensor | None]
-    buffers: Mapping[str, Tensor | None]
-    names: list[str]
-    tensors: list[Tensor | None]
-    plain: list[tuple[str, Any]]
+    plain: list[str]
+    held: list[Any]
     other: list[tuple[str, Any]]
 
     @classmethod
     def of(cls, module: nn.Module, read: Sequence[str]) -> Part:
-        parameters, buffers = module._parameters, module._buffers
-        values = [(name, vars(module).get(name, _MISSING)) for name in read]
-        plain = [x for x in values if _is_plain(x[1])]
+        values = [(name, module.__dict__.get(name, _MISSING)) for name in read]
+        plain = [name for name, x in values if _is_plain(x)]
         other = [(name, picture(x)) for name, x in values if not _is_plain(x)]
-        tensors = [*parameters.values(), *buffers.values()]
-        return cls(type(module), parameters, buffers, _names(module), tensors, plain, other)
+        return cls(plain, _held(module, plain), other)
 
     def same(self, module: nn.Module) -> bool:
         """Whether a module is still that, without hooks."""
-        own = module.__dict__
-        if (
-            type(module) is not self.kind
-            or module._parameters is not self.parameters
-            or module._buffers is not self.buffers
-            or module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            or _names(module) != self.names
-        ):
-            return False
+        own, held = module.__dict__, _held(module, self.plain)
         return (
-            all(map(is_, (*self.parameters.values(), *self.buffers.values()), self.tensors))
-            and all([own.get(name, _MISSING) is x for name, x in self.plain])
-            and all([picture(own.get(name, _MISSING)) == seen for name, seen in self.other])
+            not any(map(own.__getitem__, _HOOKS))
+            and len(held) == len(self.held)
+            and all(map(is_, held, self.held))
+            and (not self.other or all([picture(own.get(name, _MISSING)) == seen for name, seen in self.other]))
         )
 
 
@@ -96,9 +83,12 @@ class Watch:
         return among == self._among and not stack and [_kind(x) for x in self._survey.tensors] == self._kinds
 
 
-def _names(module: nn.Module) -> list[str]:
-    """Of its parameters, buffers and parts."""
-    return [*module._parameters, *module._buffers, *module._modules]
+def _held(module: nn.Module, plain: Sequence[str]) -> list[Any]:
+    """The class of a module, its parameters, buffers and attributes, and the names of these and of its parts."""
+    own = module.__dict__
+    parameters, buffers = own["_parameters"], own["_buffers"]
+    tensors = parameters, buffers, *parameters, *parameters.values(), *buffers, *buffers.values()
+    return [type(module), *tensors, *own["_modules"], *map(own.get, plain, repeat(_MISSING))]
 
 
 def _kind(x: Tensor) -> tuple[Any, ...]:
