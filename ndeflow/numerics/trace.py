@@ -134,7 +134,7 @@ class Trace:
     def of_steps(self, x: Tensor) -> Sequence[Tensor]:
         """(B, N) as its N columns, (N,) as numbers; where rows step apart, as the entries (L,) of the rows of each."""
         if not self.apart:
-            return x.t().contiguous().unbind()
+            return (x.t().contiguous() if x.dim() > 1 else x).unbind()
         return x[self.table.owner, self.table.rank].split([len(node.z) for node in self.nodes])
 
     @property
