@@ -76,9 +76,9 @@ def _few_in(x: Tensor, weight: Tensor) -> Any:
 
 def _few(x: Tensor, weight: Tensor) -> Any:
     """The same for few K or N."""
-    product = _few_in(x, weight)
-    if product is not NotImplemented or not _dynamic_rows(x, weight) or weight.shape[1] > SMALL:
-        return product
+    found = _few_in(x, weight)
+    if found is not NotImplemented or not _dynamic_rows(x, weight) or weight.shape[1] > SMALL:
+        return found
     return torch.stack([(x * weight[:, n]).sum(dim=-1) for n in range(weight.shape[1])], dim=-1)
 
 
@@ -96,7 +96,7 @@ def _dynamic_rows(x: Tensor, weight: Tensor) -> bool:
     return isinstance(x.shape[0], torch.SymInt) and not any(isinstance(n, torch.SymInt) for n in weight.shape)
 
 
-def _with_bias(product: Product) -> Callable[..., Any]:
+def _with_bias(times: Product) -> Callable[..., Any]:
     """The rule for `addmm`: bias apart, so that it is added in what follows, not copied for a product to be added to.
 
     As a subtraction, which Inductor does not turn back into what it was.
@@ -105,7 +105,7 @@ def _with_bias(product: Product) -> Callable[..., Any]:
     def addmm(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
         if alpha != 1 or beta != 1:
             return NotImplemented
-        found = product(x, weight)
+        found = times(x, weight)
         return (x @ weight if found is NotImplemented else found) - (-bias)
 
     return addmm
