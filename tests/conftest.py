@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -33,11 +34,36 @@ def uncollected() -> Iterator[None]:
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would be compiled is traced, audited and rewritten, but not lowered; no compiler is needed."""
+    """What would be compiled is traced, audited and rewritten, but not lowered; no compiler is needed.
+
+    Arguments are held against what was traced: machine code takes it for granted that they lie in memory as then.
+    """
     from ndeflow.numerics import compilation, compiled
 
-    monkeypatch.setattr(compiled, "lower", lambda graph: lambda inputs: graph.forward(*inputs))
+    monkeypatch.setattr(compiled, "lower", checked)
     monkeypatch.setattr(compilation, "_compiler", lambda: None)
+
+
+def checked(graph: Any) -> Callable[[list[Any]], Any]:
+    """The call of a graph, which looks at dtypes, sizes and strides first."""
+    traced = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+
+    def call(inputs: list[Any]) -> Any:
+        sizes: dict[Any, int] = {}
+        for x, example in zip(inputs, traced, strict=True):
+            assert x.dtype == example.dtype and x.dim() == example.dim()
+            for size, traced_size in zip(x.shape, example.shape, strict=True):
+                symbol = getattr(traced_size, "node", None)
+                known = sizes.setdefault(symbol.expr, size) if symbol else traced_size
+                assert size == known, f"expected {tuple(example.shape)}, got {tuple(x.shape)}"
+        for x, example in zip(inputs, traced, strict=True):
+            for size, stride, traced_stride in zip(x.shape, x.stride(), example.stride(), strict=True):
+                symbol = getattr(traced_stride, "node", None)
+                known = symbol.expr.subs(sizes) if symbol else traced_stride
+                assert size == 1 or stride == known, f"expected strides {example.stride()}, got {x.stride()}"
+        return graph.forward(*inputs)
+
+    return call
 
 
 @pytest.fixture

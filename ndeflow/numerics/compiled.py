@@ -231,6 +231,7 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     from torch._inductor.compile_fx import compile_fx_inner
 
     keep_freed_memory()
+    _pin(graph)
     if asked(graph.graph):
         provide()
     fakes = [node.meta["val"] for node in _placeholders(graph)]
@@ -244,8 +245,19 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     return compiled.current_callable  # its own call looks for a profiler and a cache first
 
 
+def _pin(graph: fx.GraphModule) -> None:
+    """Have the compiler lay out results as they were traced: other programs were made for them as they lie there."""
+    output = next(iter(reversed(graph.graph.nodes)))
+    results = [x.meta["val"] if isinstance(x, fx.Node) else None for x in output.args[0]]
+    output.meta["user_visible_output_idxs"] = [i for i, x in enumerate(results) if x is not None]
+    output.meta["original_output_strides"] = [None if x is None else x.stride() for x in results]
+
+
 def written(graph: fx.GraphModule) -> bool:
-    """Whether the compiler writes code for every operation of a graph, or it is ours: none gives unforeseen shapes."""
+    """Whether the compiler writes code for every operation of a graph, or it is ours: none gives unforeseen shapes.
+
+    Its arguments are not looked at: who calls a program gives them as they were when it was traced.
+    """
     from torch._inductor.lowering import fallbacks, lowerings
 
     found = {node.target for node in graph.graph.nodes if isinstance(node.target, OpOverload)} - {OPERATION}

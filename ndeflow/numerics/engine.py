@@ -40,6 +40,11 @@ def _said(head: tuple[int, ...]) -> str:
     return "gradient of the states inside steps" if head == (MID,) else "gradient of the estimates"
 
 
+def _laid(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same values as programs take them."""
+    return [x.contiguous() for x in tensors]
+
+
 @final
 @dataclass
 class Entry:
@@ -89,8 +94,8 @@ class Kept(NamedTuple):
 class Engine(Stepper):
     """The functions of one solve, each called through its program, which is made at the first call.
 
-    All but the modules' tensors are contiguous, as the programs expect. New values of any of them, tolerances
-    included, need no new program.
+    All but the modules' tensors are made contiguous (`_laid`), as the programs expect: they do not look again. New
+    values of any of them, tolerances included, need no new program.
 
     parameters: the tensors of the modules that need gradients, each once. keeping: steps keep what their products need;
     otherwise they are taken again for them. making: a context in which programs are made, given their name. One that
@@ -143,7 +148,7 @@ class Engine(Stepper):
         if slope is not None:
             return slope, self.form.solver.start(leg, z, slope)
         moving = number(float(leg.moving), z.device)
-        inputs = [leg.start.detach(), leg.length.detach(), moving, z, *self.constants]
+        inputs = [*_laid([leg.start.detach(), leg.length.detach(), moving, z]), *self.constants]
         found, dtheta = self._run("start", leg, inputs)
         leg.count(self.form.starting)
         return found, dtheta
@@ -151,7 +156,7 @@ class Engine(Stepper):
     def begin(self, leg: Any, z: Tensor, slope: Tensor | None) -> Any:
         if slope is not None or not self.form.carries:
             return slope
-        found = self._run("begin", leg, [leg.start.detach(), z])
+        found = self._run("begin", leg, _laid([leg.start.detach(), z]))
         leg.count(1)
         return replay.packed(found)
 
@@ -172,7 +177,7 @@ class Engine(Stepper):
     def normals(
         self, leg: Any, word: Tensor, place: Tensor, low: Tensor, high: Tensor, index: Tensor
     ) -> Sequence[Tensor]:
-        return self._run("normals", leg, [word, place, low, high, index])
+        return self._run("normals", leg, _laid([word, place, low, high, index]))
 
     def take(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any = None) -> Kept:
         """What a step keeps for its product, by taking it again."""
@@ -210,7 +215,7 @@ class Engine(Stepper):
         self, leg: InitialValue, t: Tensor, z: Tensor, cotangents: Sequence[Tensor], totals: Totals
     ) -> tuple[Tensor, Totals]:
         """The vector-Jacobian product of the carry begun at (t, z): that of z, and the totals."""
-        before, *totals = self._run("begin_product", leg, [t, z], [c.contiguous() for c in cotangents], totals)
+        before, *totals = self._run("begin_product", leg, _laid([t, z]), _laid(cotangents), totals)
         leg.count(1)
         return before, totals
 
@@ -238,13 +243,13 @@ class Engine(Stepper):
         """The modules' tensors and the leaves of a leg's context."""
         if leg is not self._leg:
             self._leg, self._own = leg, leg.conditions()
-            self._flat = [*self.tensors, *(x.detach().contiguous() for x in self._own)]
+            self._flat = [*self.tensors, *_laid([x.detach() for x in self._own])]
         return self._flat
 
     def _inputs(self, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any) -> list[Tensor]:
         """What a step is about."""
         carry = carry if self.form.carries else None
-        return [t, h, z, *replay.carried(carry), *replay.carried(noise), *self.constants]
+        return [*_laid([t, h, z, *replay.carried(carry), *replay.carried(noise)]), *self.constants]
 
     def _late(
         self,

@@ -11,9 +11,10 @@ from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.compilation import account
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import ByValue, Controlled
+from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.paths import Hermite, Linear
 from ndeflow.numerics.solve import solve
-from tests.numerics.compiling import HEUN, OFF, ON, TS, Small, assert_alike, assert_right, programs
+from tests.numerics.compiling import HEUN, LOSSES, OFF, ON, TS, Small, assert_alike, assert_right, assert_same, programs
 from tests.problems import Conditions, Driven, Mixed, Net, apart, start
 
 pytestmark = pytest.mark.usefixtures("traced")
@@ -343,3 +344,40 @@ def test_what_the_start_is_made_with_may_belong_to_the_field(traced, free_end) -
         gradients.append([x for x in found if x is not None])
     for expected, found in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+
+
+class Transposed(nn.Module):
+    """Gives its rates as they lie by columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[0.3, -1.0], [0.8, 0.2]], dtype=torch.float64))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return (self.weight @ y.tanh().t()).t()
+
+
+def test_rates_that_lie_by_columns_reach_the_programs_as_they_were_traced():
+    """As rows leave, their number becomes one that a program was traced for, and what is left of them lies by rows."""
+    field, ts = Transposed(), torch.tensor([0.0, 3.0], dtype=torch.float64)
+    for rows in (4, 5, 4):
+        y0 = torch.logspace(-2, 1, 2 * rows, dtype=torch.float64).view(rows, 2).requires_grad_()
+        for batching in ("per_sample", "shared"):
+            assert_alike(lambda s, y0=y0: solve(field, y0, ts, solver=s), [y0, field.weight], batching=batching)
+
+
+@pytest.mark.usefixtures("short")
+def test_times_of_rows_reach_the_programs_as_they_were_traced():
+    """However they lie: as many as rows at first, by columns, the same in all rows, the first of them twice."""
+    y0 = start().requires_grad_()
+    grid = torch.linspace(0.5, 1.0, len(y0), dtype=torch.float64).unsqueeze(1) * torch.arange(len(y0))
+    few = grid[:, :2]
+    layouts = grid, few, few.t().contiguous().t(), few[:1].expand_as(few), torch.cat([few[:, :1], few], dim=1)
+    for first in layouts:
+        field = Net()
+        for ts in (first, *layouts):
+            eager, compiled = (
+                solve(field, y0, ts, solver=FixedRungeKutta("midpoint", steps=2, compile=compile))
+                for compile in ("off", "on")
+            )
+            assert_same(eager, compiled, [y0, *field.parameters()], LOSSES[:1])
