@@ -15,7 +15,7 @@ from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.masking import masked
 from ndeflow.numerics.purity import repeatable
 from ndeflow.numerics.reverse import CompiledReverse, EagerReverse
-from ndeflow.numerics.solution import ESTIMATES, Adjoint, Solution, Solver
+from ndeflow.numerics.solution import ESTIMATES, Adjoint, Known, Solution, Solver
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.tape import Tape
 from ndeflow.numerics.trace import finish, solution, statistics
@@ -80,8 +80,7 @@ def replayed(solver: Solver, marched: Marching, system: InitialValue, kind: type
     tape = kind(marched, system, trace, ambient)
     inputs = [system.segments.edges, problem.y0, *replay.conditions(problem), *tape.parameters]
     outputs = Replay.apply(tape, *inputs)
-    estimates = outputs[:ESTIMATES]
-    stats = statistics(system, trace, lambda: estimates)
+    stats = statistics(system, trace, Known(outputs[:ESTIMATES]))
     stats.backward_nfe = tape.backward_nfe
     tape.settle()
     return finish(solver, system, tape.plan.read(outputs[ESTIMATES:]), stats)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -22,6 +22,17 @@ ESTIMATES = 4  # of a step: ratio and its norm, stiffness and its norm
 
 Estimates = Sequence[Tensor | None]
 """Of the steps of a solve, each as in `ESTIMATES`; None where a method has none."""
+
+
+@final
+@dataclass(frozen=True)
+class Known:
+    """Gives estimates that were made."""
+
+    estimates: Estimates
+
+    def __call__(self) -> Estimates:
+        return self.estimates
 
 
 class SolveError(RuntimeError):

@@ -11,7 +11,7 @@ from torch import Tensor
 from ndeflow.contracts import Problem
 from ndeflow.numerics.field import leaves, replace_leaves
 from ndeflow.numerics.mesh import Attempts, Mesh
-from ndeflow.numerics.solution import Counts, Solution, Stats
+from ndeflow.numerics.solution import Counts, Known, Solution, Stats
 
 
 def held(solution: Solution) -> Solution:
@@ -38,7 +38,6 @@ def _held(x: Tensor, late: Tensor, last: Tensor) -> Tensor:
 def some(solution: Solution, rows: Tensor) -> Solution:
     """The solution of some rows (R,), by their places, as if no others had been solved."""
     stats, ts = solution.stats, solution.ts
-    estimates = _of(stats.error, rows), None, _of(stats.stiffness, rows), None
     return Solution(
         ts[rows] if ts.dim() == 2 else ts,
         solution.ys[rows],
@@ -47,7 +46,7 @@ def some(solution: Solution, rows: Tensor) -> Solution:
                 len(rows), rows.device, *(x[rows] for x in (stats.nfe, stats.accepted, stats.rejected, stats.status))
             ),
             mesh=SomeRows(stats.mesh, rows),
-            estimates=lambda: estimates,
+            estimates=Known((_of(stats.error, rows), None, _of(stats.stiffness, rows), None)),
             starts=_of(stats.states, rows),
             backward_nfe=stats.backward_nfe,
         ),

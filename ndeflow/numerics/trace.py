@@ -15,7 +15,7 @@ from ndeflow.numerics.mesh import BrokenMesh, Mesh, Place, Rejection, SharedMesh
 from ndeflow.numerics.numbered import numbered_plan
 from ndeflow.numerics.reading import Plan, shared_plan
 from ndeflow.numerics.rowwise import Failures, RowMesh, Table, Try, owners, row_plan
-from ndeflow.numerics.solution import Counts, Estimates, Solution, Solver, Stats, Step
+from ndeflow.numerics.solution import Counts, Estimates, Known, Solution, Solver, Stats, Step
 from ndeflow.numerics.system import InitialValue
 
 
@@ -115,10 +115,8 @@ class Trace:
         Where gradients are recorded they are stacked now: who calls might not record them.
         """
         if self.apart or not self.steps or torch.is_grad_enabled():
-            found = self.estimates()
-            return lambda: found
-        kinds = _kinds(self.steps)
-        return lambda: [_stacked(kind) if kind else None for kind in kinds]
+            return Known(self.estimates())
+        return Unread(_kinds(self.steps))
 
     def by_row(self, values: list[Tensor]) -> Tensor:
         """One tensor a step, each over the rows of its step, as (B, N, ...); numbers as (N,)."""
@@ -171,6 +169,19 @@ class Trace:
         ]
 
 
+@final
+@dataclass(frozen=True)
+class Unread:
+    """Gives the estimates of a solve that recorded no gradients, from its steps'; kinds: as `_kinds` gives them."""
+
+    kinds: list[list[Tensor]]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __call__(self) -> Estimates:
+        return [_stacked(kind) if kind else None for kind in self.kinds]
+
+
 def _kinds(steps: Sequence[Step]) -> list[list[Tensor]]:
     """What each step estimates, by its kind; empty where there is no such."""
     return [[x for x in kind if x is not None] for kind in zip(*(step.estimates for step in steps), strict=True)]
@@ -203,8 +214,7 @@ def finish(solver: Solver, system: InitialValue, packed: Tensor, stats: Stats) -
 @torch.no_grad()
 def partial(solver: Solver, system: InitialValue, trace: Trace) -> Solution:
     """What there is of a march that failed: its cost and mesh, and of the states the first."""
-    found = trace.estimates()
-    stats = statistics(system, trace, lambda: found)
+    stats = statistics(system, trace, Known(trace.estimates()))
     return finish(solver, system, trace.z0.detach().unsqueeze(1), stats)
 
 
@@ -227,8 +237,7 @@ def statistics(system: InitialValue, trace: Trace, estimates: Callable[[], Estim
 def _of_solved(estimates: Estimates, failures: Failures) -> Callable[[], Estimates]:
     """Gives estimates, of rows that failed off the graph."""
     failed = failures.failed.unsqueeze(1)
-    found = [x if x is None or x.dim() < 2 else torch.where(failed, x.detach(), x) for x in estimates]
-    return lambda: found
+    return Known([x if x is None or x.dim() < 2 else torch.where(failed, x.detach(), x) for x in estimates])
 
 
 def _mesh(system: InitialValue, trace: Trace) -> Mesh:

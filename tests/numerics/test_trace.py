@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import weakref
 
 import pytest
@@ -44,3 +45,15 @@ def test_statistics_alone_keep_no_states():
         (unread.error, unread.stiffness, *unread.norms), (stats.error, stats.stiffness, *stats.norms), strict=True
     ):
         assert torch.equal(found, recorded) and not found.requires_grad
+
+
+def test_estimates_first_read_in_inference_mode_are_good_for_more():
+    with torch.no_grad():
+        stats = solve(Net(), start(), TS).stats
+    with torch.inference_mode():
+        assert stats.error is not None
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    (scale * stats.error).sum().backward()
+    assert scale.grad == stats.error.sum()
+    copied = pickle.loads(pickle.dumps(stats))
+    assert torch.equal(copied.error, stats.error) and torch.equal(copied.norms[1], stats.norms[1])
