@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +13,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
 import torch
+from sympy import Integer, Symbol
 
 torch.set_num_threads(1)
 
@@ -49,21 +50,22 @@ def checked(graph: Any) -> Callable[[list[Any]], Any]:
     traced = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
 
     def call(inputs: list[Any]) -> Any:
-        sizes: dict[Any, int] = {}
-        for x, example in zip(inputs, traced, strict=True):
-            assert x.dtype == example.dtype and x.dim() == example.dim()
-            for size, traced_size in zip(x.shape, example.shape, strict=True):
-                symbol = getattr(traced_size, "node", None)
-                known = sizes.setdefault(symbol.expr, size) if symbol else traced_size
-                assert size == known, f"expected {tuple(example.shape)}, got {tuple(x.shape)}"
-        for x, example in zip(inputs, traced, strict=True):
-            for size, stride, traced_stride in zip(x.shape, x.stride(), example.stride(), strict=True):
-                symbol = getattr(traced_stride, "node", None)
-                known = symbol.expr.subs(sizes) if symbol else traced_stride
-                assert size == 1 or stride == known, f"expected strides {example.stride()}, got {x.stride()}"
+        pairs = list(zip(inputs, traced, strict=True))
+        sizes = [pair for x, example in pairs for pair in zip(_terms(example.shape), x.shape, strict=True)]
+        known = {term: size for term, size in sizes if isinstance(term, Symbol)}
+        for x, example in pairs:
+            assert x.dtype == example.dtype
+            assert list(x.shape) == [n.subs(known) for n in _terms(example.shape)]
+            strides = [n.subs(known) for n in _terms(example.stride())]
+            assert all(size == 1 or n == m for size, n, m in zip(x.shape, x.stride(), strides, strict=True))
         return graph.forward(*inputs)
 
     return call
+
+
+def _terms(numbers: Sequence[Any]) -> list[Any]:
+    """Traced sizes or strides, in the symbols that stand for what may change."""
+    return [n.node.expr if isinstance(n, torch.SymInt) else Integer(n) for n in numbers]
 
 
 @pytest.fixture

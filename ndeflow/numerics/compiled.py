@@ -238,8 +238,8 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     mode = TracingContext(fakes[0].fake_mode)
     shims = "aot_inductor.custom_ops_to_c_shims"
     apart = [*config._cache_config_ignore_prefix, shims]  # what cannot be part of a key would keep all out of the cache
-    checks = {"size_asserts": not written(graph)}  # of all arguments and results at each call, a tenth of a product
-    options = {"cpp_wrapper": True, shims: SHIMS, "_cache_config_ignore_prefix": apart, **checks}
+    options = {"cpp_wrapper": True, shims: SHIMS, "_cache_config_ignore_prefix": apart}
+    options["size_asserts"] = not written(graph)  # of all arguments and results at each call, a tenth of a product
     with torch.no_grad(), _quiet(), row_by_row(), config.patch(options), tracing(mode):
         compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=True, is_inference=True)
     return compiled.current_callable  # its own call looks for a profiler and a cache first
@@ -247,10 +247,9 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
 
 def _pin(graph: fx.GraphModule) -> None:
     """Have the compiler lay out results as they were traced: other programs were made for them as they lie there."""
-    output = next(iter(reversed(graph.graph.nodes)))
-    results = [x.meta["val"] if isinstance(x, fx.Node) else None for x in output.args[0]]
-    output.meta["user_visible_output_idxs"] = [i for i, x in enumerate(results) if x is not None]
-    output.meta["original_output_strides"] = [None if x is None else x.stride() for x in results]
+    output: Any = graph.graph.output_node()
+    strides = [x.meta["val"].stride() for x in output.args[0]]
+    output.meta |= {"original_output_strides": strides, "user_visible_output_idxs": list(range(len(strides)))}
 
 
 def written(graph: fx.GraphModule) -> bool:

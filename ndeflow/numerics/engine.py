@@ -148,7 +148,7 @@ class Engine(Stepper):
         if slope is not None:
             return slope, self.form.solver.start(leg, z, slope)
         moving = number(float(leg.moving), z.device)
-        inputs = [*_laid([leg.start.detach(), leg.length.detach(), moving, z]), *self.constants]
+        inputs = [leg.start.detach(), leg.length.detach(), moving, z, *self.constants]
         found, dtheta = self._run("start", leg, inputs)
         leg.count(self.form.starting)
         return found, dtheta
@@ -156,7 +156,7 @@ class Engine(Stepper):
     def begin(self, leg: Any, z: Tensor, slope: Tensor | None) -> Any:
         if slope is not None or not self.form.carries:
             return slope
-        found = self._run("begin", leg, _laid([leg.start.detach(), z]))
+        found = self._run("begin", leg, [leg.start.detach(), z])
         leg.count(1)
         return replay.packed(found)
 
@@ -177,7 +177,7 @@ class Engine(Stepper):
     def normals(
         self, leg: Any, word: Tensor, place: Tensor, low: Tensor, high: Tensor, index: Tensor
     ) -> Sequence[Tensor]:
-        return self._run("normals", leg, _laid([word, place, low, high, index]))
+        return self._run("normals", leg, [word, place, low, high, index])
 
     def take(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any = None) -> Kept:
         """What a step keeps for its product, by taking it again."""
@@ -215,7 +215,7 @@ class Engine(Stepper):
         self, leg: InitialValue, t: Tensor, z: Tensor, cotangents: Sequence[Tensor], totals: Totals
     ) -> tuple[Tensor, Totals]:
         """The vector-Jacobian product of the carry begun at (t, z): that of z, and the totals."""
-        before, *totals = self._run("begin_product", leg, _laid([t, z]), _laid(cotangents), totals)
+        before, *totals = self._run("begin_product", leg, [t, z], cotangents, totals)
         leg.count(1)
         return before, totals
 
@@ -249,7 +249,7 @@ class Engine(Stepper):
     def _inputs(self, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any) -> list[Tensor]:
         """What a step is about."""
         carry = carry if self.form.carries else None
-        return [*_laid([t, h, z, *replay.carried(carry), *replay.carried(noise)]), *self.constants]
+        return [t, h, z, *replay.carried(carry), *replay.carried(noise), *self.constants]
 
     def _late(
         self,
@@ -283,6 +283,7 @@ class Engine(Stepper):
 
     def _front(self, leg: InitialValue, inputs: list[Tensor]) -> tuple[Sequence[Tensor], Kept]:
         """What a step gives, and what it keeps."""
+        inputs = _laid(inputs)
         flat = [*inputs, *self._fixed(leg)]
         halves = self._program("halves", leg.rows, flat, lambda: self._halves(leg, inputs))
         results, values = (self._functions(leg).step(*flat), ()) if halves is None else halves.front(flat)
@@ -291,6 +292,7 @@ class Engine(Stepper):
     def _run(
         self, name: str, leg: InitialValue, inputs: list[Tensor], cotangents: Sequence[Tensor] = (), totals: Totals = ()
     ) -> Any:
+        inputs, cotangents = _laid(inputs), _laid(cotangents)
         flat = [*inputs, *self._fixed(leg), *cotangents, *totals]
         program = self._program(name, leg.rows, flat, lambda: self._made(name, leg, inputs, cotangents, totals))
         return getattr(self._functions(leg), name)(*flat) if program is None else program(flat)

@@ -72,7 +72,7 @@ class Stats:
     computed, rejected steps and starting heuristic included; accepted those steps of a failed row that it took before.
     status: 0 solved; failed, where the solver masks failures:
     1 state, integral or rate non-finite, 2 step size underflowed, 3 more than `max_steps` attempts.
-    estimates: gives, when first read, error, its norms, stiffness and its norms; None: a method has none of them.
+    estimates: gives, when first read, error, its norms, stiffness and its norms.
     mesh: where the solve stepped; it gives, when first read, `times` and `steps` (B, N), starts and sizes of the
     accepted steps, float64, never on the autograd graph, and `attempts`, the rejected steps among the accepted ones.
     error: (B, N), each row's tolerance-scaled RMS local error: sqrt(mean((e / (atol + rtol max(|y0|, |y1|)))^2)).
@@ -88,7 +88,7 @@ class Stats:
 
     counts: Counts
     mesh: Mesh
-    estimates: Callable[[], Estimates] | None = None
+    estimates: Callable[[], Estimates] = Known((None,) * ESTIMATES)
     starts: Tensor | None = None
     trail: Trail | None = None
     backward_nfe: list[int] | None = None
@@ -144,7 +144,7 @@ class Stats:
 
     @cached_property
     def _estimates(self) -> Estimates:
-        return (None,) * ESTIMATES if self.estimates is None else self.estimates()
+        return self.estimates()
 
     @cached_property
     def _accepted(self) -> tuple[Tensor, Tensor]:
