@@ -21,7 +21,7 @@ from ndeflow.numerics.fingerprint import noted, survey
 from ndeflow.numerics.form import Form
 from ndeflow.numerics.stepper import Eager, Stepper
 from ndeflow.numerics.system import InitialValue
-from ndeflow.numerics.transforms import transformed
+from ndeflow.numerics.transforms import differentiated_forward, transformed
 
 if TYPE_CHECKING:
     from ndeflow.numerics.engine import Engine
@@ -108,12 +108,18 @@ def _engine(
         return f"{mine.versions.changing()} changes from solve to solve; pass it as context"
     ambient = replay.Ambient.of(system.problem.y0)
     key = (version, solver.compile, ambient, *form.key, *_setting(system))
-    if key not in mine.entries:
+    entry = mine.entries.get(key)
+    if entry is None or system.rows not in entry.rows:
         with _aside(modules, system.problem.y0.device):
-            entry = mine.entries[key] = Entry.of(form, system, now.tensors, mine.versions.reads)
-            entry.refusal = unproven(system) if solver.compile == "auto" else None
+            found = Entry.of(form, system, now.tensors, mine.versions.reads)
+        if entry is None:
+            found.refusal = unproven(system) if solver.compile == "auto" else None
+            entry = mine.entries[key] = found
+        elif found.reached != entry.reached:
+            return f"what it learns is another with {system.rows} rows than with {min(entry.rows)}"
+        entry.rows |= found.rows
     making = partial(_making, mine, _name(modules[0]))
-    engine = Engine(form, system, mine.entries[key], modules, now, ambient, recording and keeping, making)
+    engine = Engine(form, system, entry, modules, now, ambient, recording and keeping, making)
     _prepare(engine, system, mine, version, recording)
     return engine if engine.entry.refusal is None else engine.entry.refusal
 
@@ -134,6 +140,8 @@ def _obstacle(system: InitialValue) -> str | None:
         return "its state is complex; use view_as_real"
     if transformed():
         return "it is under a torch.func transform"
+    if differentiated_forward():
+        return "it is inside a level of forward-mode differentiation"
     return None
 
 

@@ -51,14 +51,16 @@ class Entry:
     """What is known of a field in one setting.
 
     columns: how many integrals it has. reached: which of the module tensors need gradients and get one. reads: collects
-    the attributes that its programs have read. programs: of each function, for one row or for more; None in a list:
-    there are no more, the function itself is called. prepared: the passes whose programs were made ahead. refusal: why
-    they cannot. zeros: of the shapes of the reached tensors.
+    the attributes that its programs have read. rows: the numbers of rows for which they are known to be these.
+    programs: of each function, for one row or for more; None in a list: there are no more, the function itself is
+    called. prepared: the passes whose programs were made ahead. refusal: why they cannot. zeros: of the shapes of the
+    reached tensors.
     """
 
     columns: int
     reached: list[int]
     reads: set[Attribute]
+    rows: set[int]
     programs: dict[tuple[str, bool], list[Any]] = field(default_factory=dict)
     prepared: set[str] = field(default_factory=set)
     refusal: str | None = None
@@ -68,15 +70,16 @@ class Entry:
     def of(cls, form: Form, system: InitialValue, tensors: Sequence[Tensor], reads: set[Attribute]) -> Self:
         """Found by evaluating the field once; raises ValueError for rates of the wrong shape.
 
-        Apart from all that the start, the context and the times were made from: that graph is another's to use.
+        Apart from all that the start, the context and the times were made from: that graph is another's to use, and
+        none is in inference mode, though what is found is for training too.
         """
-        apart = system.with_conditions([x.detach() for x in system.conditions()])
-        apart.problem = replace(system.problem, y0=system.problem.y0.detach())
-        apart.segments = replace(system.segments, edges=system.segments.edges.detach())
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            apart = system.with_conditions([x.detach().clone() for x in system.conditions()])
+            apart.problem = replace(system.problem, y0=system.problem.y0.detach().clone())
+            apart.segments = replace(system.segments, edges=system.segments.edges.detach().clone())
             rates = form.probe(apart)
-        found = replay.grads(rates, tensors, [torch.ones_like(rate) for rate in rates])
-        return cls(apart.columns, [i for i, g in enumerate(found) if g is not None], reads)
+            found = replay.grads(rates, tensors, [torch.ones_like(rate) for rate in rates])
+        return cls(apart.columns, [i for i, g in enumerate(found) if g is not None], reads, {system.rows})
 
 
 class Kept(NamedTuple):
@@ -116,7 +119,12 @@ class Engine(Stepper):
         making: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self.form, self.entry, self.modules = form, entry, modules
-        self.originals, self.tensors, self.parameters = now.tensors, now.detached, now.trained
+        self.originals, self.tensors, self.parameters, self.constant = (
+            now.tensors,
+            now.detached,
+            now.trained,
+            now.constant,
+        )
         self.ambient, self.keeping, self.making = ambient, keeping, making
         self.constants = form.constants(system)
         self._needs = [x.requires_grad for x in system.example()]  # which leaves of a leg's context need gradients

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.autograd import forward_ad
 
 
 def refuse_vmap() -> None:
@@ -28,6 +29,11 @@ def refuse_all(adjoint: str) -> None:
 def transformed() -> bool:
     """Whether a transform is active."""
     return bool(_active())
+
+
+def differentiated_forward() -> bool:
+    """Whether a level of `torch.autograd.forward_ad` is open."""
+    return forward_ad._current_level >= 0
 
 
 def _active() -> list[Any]:
