@@ -257,7 +257,7 @@ class InitialValue(System):
         t = leg.start.to(y0.dtype.to_real())
         given = [y0, t, *leg.conditions()]
         before = versions(given)
-        evaluated = leg._evaluated(t, y0)
+        evaluated = leg._evaluated(t, y0.view_as(y0) if self.recorded else y0)  # whose Jacobian is at this y0 alone
         if versions(given) != before:
             raise ValueError(
                 "expected a field that leaves its arguments as they are, got one that writes into them; "

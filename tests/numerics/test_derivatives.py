@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from ndeflow.numerics.adjoint import Adjoint, Checkpointed, Direct
 from ndeflow.numerics.backsolve import Backsolve
 from ndeflow.numerics.derivatives import Divergence, Evaluation, ExactDivergence, HutchinsonDivergence
 from ndeflow.numerics.explicit import RungeKutta
+from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.reversible import Reversible
 from ndeflow.numerics.solve import solve
 from tests.regularizers.fields import Linear, Net
@@ -37,6 +39,21 @@ def test_of_a_linear_field_it_is_the_trace():
     matrix = points(3, 3)
     got, _ = integral(ExactDivergence(), Linear(matrix), points(4, 3))
     torch.testing.assert_close(got, (matrix.trace() * TS).expand(4, 3))
+
+
+class Steered(nn.Module):
+    """dy/dt = -y + sin(context)."""
+
+    def forward(self, t, y, context):
+        return torch.sin(context) - y
+
+
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed(), Backsolve()], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize("solver", [FixedRungeKutta("euler"), FixedRungeKutta("rk4"), TIGHT], ids=lambda x: x.method)
+def test_what_the_context_owes_to_the_start_is_no_part_of_the_jacobian(solver, adjoint):
+    y0 = 1.5 * points(4).requires_grad_()
+    got, _ = integral(ExactDivergence(), Steered(), y0, solver=solver, adjoint=adjoint, context=2 * y0)
+    torch.testing.assert_close(got.detach(), (-2 * TS).expand(4, 3))
 
 
 @pytest.mark.parametrize("divergence", ALL[1:], ids=NAMES[1:])
