@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from types import ModuleType
 from typing import Any, final
 
 import numpy
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 Attribute = tuple[int, str]
 Fingerprint = dict[Attribute, Any]
 
-DEPTH = 3  # how far plain objects are looked into
+DEPTH = 4  # how far plain objects are looked into
 
 _INTERNAL = frozenset(nn.Module().__dict__) - {"training"}  # parameters, buffers, submodules, hooks: seen otherwise
 
@@ -44,6 +46,11 @@ class Survey:
     def trained(self) -> list[Tensor]:
         """The tensors that need gradients."""
         return [x for x in self.tensors if x.requires_grad]
+
+    @cached_property
+    def constant(self) -> list[Tensor]:
+        """The others, but for those that autograd cannot keep."""
+        return [x for x in self.tensors if not (x.requires_grad or x.is_inference())]
 
 
 def survey(modules: Iterable[nn.Module], among: Container[Attribute] | None = None) -> Survey:
@@ -152,8 +159,13 @@ class Same:
 SCALARS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
-def picture(value: Any, depth: int = DEPTH) -> Any:
+def picture(value: Any) -> Any:
     """What compares equal as long as a value, and all that it is made of, is the same; values of tensors aside."""
+    return _picture(value, DEPTH, frozenset())
+
+
+def _picture(value: Any, depth: int, around: frozenset[int]) -> Any:
+    """`picture`; around: the identities of what a value is part of."""
     kind = type(value)
     if isinstance(value, SCALARS):
         return kind, value
@@ -161,14 +173,22 @@ def picture(value: Any, depth: int = DEPTH) -> Any:
         return kind
     if isinstance(value, numpy.ndarray):
         return value.dtype, value.shape, value.tobytes()
-    if depth == 0 or isinstance(value, type):
+    if depth == 0 or isinstance(value, (type, ModuleType)) or id(value) in around:
         return Same(value)
-    if isinstance(value, (list, tuple)):
-        return kind, *(picture(x, depth - 1) for x in value)
+    of = partial(_picture, depth=depth - 1, around=around | {id(value)})
+    if isinstance(value, (list, tuple, deque)):
+        return kind, *map(of, value)
     if isinstance(value, dict):
-        return kind, *((k, picture(x, depth - 1)) for k, x in value.items())
+        return kind, *((k, of(x)) for k, x in value.items())
     if isinstance(value, (set, frozenset)):
         return kind, frozenset(value)
     if is_dataclass(value):
-        return kind, *(picture(getattr(value, f.name), depth - 1) for f in fields(value))
-    return Same(value), picture(getattr(value, "__dict__", None), depth - 1)
+        return kind, *(of(getattr(value, f.name)) for f in fields(value))
+    return Same(value), *((name, of(x)) for name, x in _state(value).items())
+
+
+def _state(value: Any) -> dict[str, Any]:
+    """The attributes of an object by their names, those in slots included."""
+    state: Any = object.__getstate__(value)
+    own, slots = state if isinstance(state, tuple) else (state, None)
+    return {**(own or {}), **(slots or {})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -16,6 +17,13 @@ from ndeflow.numerics.fingerprint import Versions, noted, picture, survey
 @dataclass(frozen=True)
 class Options:
     gain: float
+
+
+class Slotted:
+    __slots__ = ("gain",)
+
+    def __init__(self) -> None:
+        self.gain = 1.0
 
 
 def net() -> nn.Sequential:
@@ -97,6 +105,10 @@ def changed(value, change) -> bool:
         (numpy.ones(2), lambda x: x.fill(2)),
         (Options(1.0), lambda x: Options(2.0)),
         (SimpleNamespace(gain=1.0), lambda x: setattr(x, "gain", 2.0)),
+        (SimpleNamespace(inner=SimpleNamespace(gains=[1.0])), lambda x: setattr(x.inner, "gains", [2.0])),
+        ({"a": {"b": {"c": 1.0}}}, lambda x: x["a"]["b"].update(c=2.0)),
+        (deque([1.0]), lambda x: x.append(2.0)),
+        (Slotted(), lambda x: setattr(x, "gain", 2.0)),
         (torch.tanh, lambda x: torch.relu),
         (nn.Tanh, lambda x: nn.ReLU),
         ([nn.Dropout()], lambda x: x[0].eval()),
@@ -110,6 +122,12 @@ def test_pictures_show_what_changes(value, change):
 def test_equal_values_have_equal_pictures():
     for make in (lambda: [1, (2.0, "a")], lambda: Options(2.0), lambda: {"a": {1}}, lambda: torch.ones(2)):
         assert picture(make()) == picture(make())
+
+
+def test_pictures_of_what_holds_itself_end():
+    value = SimpleNamespace(gain=1.0)
+    value.own = [value, {"again": value}]
+    assert changed(value, lambda x: setattr(x, "gain", 2.0))
 
 
 def test_reads_are_noted():
