@@ -13,6 +13,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
 from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.masking import masked
+from ndeflow.numerics.origins import check_origins, check_unmoved
 from ndeflow.numerics.purity import repeatable
 from ndeflow.numerics.reverse import CompiledReverse, EagerReverse
 from ndeflow.numerics.solution import ESTIMATES, Adjoint, Known, Solution, Solver
@@ -98,16 +99,19 @@ class Replay(torch.autograd.Function):
     def forward(ctx: Any, tape: Tape, edges: Tensor, y0: Tensor, *tensors: Tensor) -> tuple[Tensor | None, ...]:
         ctx.tape = tape
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(edges, y0, *tensors)
+        ctx.count = 2 + len(tensors)
+        ctx.save_for_backward(edges, y0, *tensors, *tape.others)  # these so that they are not written to meanwhile
         return tape.outputs(tape.trace)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        tape, inputs = ctx.tape, list(ctx.saved_tensors)
+        tape, inputs = ctx.tape, list(ctx.saved_tensors[: ctx.count])
         edges, y0, *rest = inputs
         conditions = rest[: len(rest) - len(tape.parameters)]
         if torch.is_grad_enabled():
+            check_unmoved(tape.system.problem, tape.parameters)
             outputs = tape.again(edges, y0, conditions)
+            check_origins(outputs, inputs)
             return None, *replay.grads(outputs, inputs, cotangents, create_graph=True)
         compiled = tape.system.compiled and not edges.requires_grad
         sweep = CompiledReverse if compiled else EagerReverse

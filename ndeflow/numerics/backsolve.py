@@ -17,6 +17,8 @@ from ndeflow.numerics.field import SDE
 from ndeflow.numerics.foreign import Foreign
 from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.norms import row_norms
+from ndeflow.numerics.origins import check_origins, check_unmoved
+from ndeflow.numerics.purity import repeatable
 from ndeflow.numerics.segments import Segments, wide
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
 from ndeflow.numerics.system import InitialValue, System
@@ -65,7 +67,7 @@ class Backsolve(Adjoint):
             )
         replay.needs_module(problem, "Backsolve")
         system, ambient = solver.system(problem), replay.Ambient.of(problem.y0)
-        with torch.no_grad(), ambient():
+        with torch.no_grad(), ambient(), repeatable(replay.modules(problem), problem.y0.device):
             trace = solver.march(system)
             how = plan(system, trace)
             packed = how.read(how.gather(trace))
@@ -106,6 +108,7 @@ class Sweep:
         self, packed: Tensor, cotangent: Tensor, times: Tensor, y0: Tensor, rest: list[Tensor]
     ) -> tuple[Tensor | None, ...]:
         """Gradients of (times, y0, *conditions, *parameters)."""
+        check_unmoved(self.system.problem, self.parameters)
         conditions = [replay.detached(x) for x in rest[: len(rest) - len(self.parameters)]]
         system = replay.conditioned(self.system, conditions, self.system.segments.edges.detach())
         wanted = [x for x in (*conditions, *self.parameters) if x.requires_grad]
@@ -201,6 +204,7 @@ class AdjointEquation(System):
         self.seminorm = seminorm
         edges = torch.arange(2, dtype=crossing.start.dtype, device=y.device)
         self.segments, self.dense, self.rows = Segments(edges), False, 1
+        self.checked = False
 
     def open(self) -> tuple[Tensor, Tensor]:
         return self.row, self.at(0).slope(self.row)
@@ -242,6 +246,9 @@ class AdjointEquation(System):
             y = y.detach().requires_grad_()
             leg = self.system if self.piece is None else self.system.on_piece(self.piece)
             rate = leg(now, leg.join(y, None))
+        if not self.checked:
+            check_origins([rate], [y, *self.wanted])
+            self.checked = True
         found = replay.grads([rate], [y, *self.wanted], [a * length])
         slopes = [torch.zeros_like(x) if g is None else g for x, g in zip([y, *self.wanted], found, strict=True)]
         dy = leg.state(rate.detach() * length)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, final
 
 import numpy
 import torch
@@ -48,6 +49,29 @@ def repeatable(modules: Sequence[nn.Module], device: torch.device) -> Iterator[N
             "expected a field that is a function, for its steps are taken again, got one that writes into its buffers; "
             "call .eval(), or use Direct()"
         )
+
+
+@final
+class Repeats:
+    """Whether steps taken again come to where they came before, to half the digits; eps: the rounding unit."""
+
+    def __init__(self, eps: float) -> None:
+        self.slack = math.sqrt(eps)
+        self.off: list[Tensor] = []
+
+    def see(self, start: Tensor, before: Tensor | None, again: Tensor) -> None:
+        """A step from `start` that came to `before`, None: that is not known, and comes to `again`."""
+        if before is not None:
+            size = torch.maximum(start.abs().amax(), before.abs().amax())
+            self.off.append((again.detach() - before).abs().amax() - self.slack * size)
+
+    def check(self) -> None:
+        """Raise ValueError where one does not. Reads one number from the device."""
+        if self.off and not torch.stack(self.off).amax().item() <= 0:
+            raise ValueError(
+                "expected a field that gives the same values in the backward pass, where its steps are taken again, "
+                "got others; pass what changes between solves, and what is drawn, as context, or use Direct()"
+            )
 
 
 def drawn_elsewhere() -> int:

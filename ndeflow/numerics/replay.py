@@ -33,6 +33,12 @@ def parameters(problem: Problem) -> list[Tensor]:
     return list(unique.values())
 
 
+def constants(problem: Problem) -> list[Tensor]:
+    """Their other parameters and buffers, each once."""
+    tensors = (x for module in modules(problem) for x in (*module.parameters(), *module.buffers()))
+    return list({id(x): x for x in tensors if not (x.requires_grad or x.is_inference())}.values())
+
+
 def modules(problem: Problem) -> list[nn.Module]:
     """The field, where it is one, and the integrands."""
     return [m for m in (problem.field, *(m for m, _ in problem.integrands)) if isinstance(m, nn.Module)]
@@ -148,6 +154,10 @@ class Ambient(NamedTuple):
     def of(cls, y0: Tensor) -> Ambient:
         device = y0.device.type
         return cls(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+
+    def eps(self, z: Tensor) -> float:
+        """The rounding unit of what is computed of z."""
+        return max(torch.finfo(kind).eps for kind in (z.dtype, *([self.dtype] if self.enabled else [])))
 
     def __call__(self) -> AbstractContextManager[Any]:
         if not self.enabled and not torch.is_autocast_enabled(self.device):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ndeflow.numerics import replay
+from ndeflow.numerics.origins import check_origins, check_unmoved
+from ndeflow.numerics.purity import Repeats
 from ndeflow.numerics.solution import ESTIMATES
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.tape import Reads, Tape
@@ -89,12 +91,16 @@ class EagerReverse(Reverse):
 
     def __init__(self, tape: Tape, edges: Tensor, conditions: list[Tensor]) -> None:
         super().__init__(tape, edges, conditions)
+        check_unmoved(tape.system.problem, tape.parameters)
         self.inputs = [self.edges, *self.conditions, *tape.parameters]
         self.totals: Gradients = [None] * len(self.inputs)
+        self.repeats = Repeats(tape.ambient.eps(tape.trace.z0))
 
     def run(self, *cotangents: Tensor | None) -> Gradients:
         with torch.enable_grad(), self.tape.ambient():
-            return super().run(*cotangents)
+            found = super().run(*cotangents)
+        self.repeats.check()
+        return found
 
     def _pull(
         self,
@@ -109,11 +115,14 @@ class EagerReverse(Reverse):
         z = node.z.detach().requires_grad_()
         given = [] if node.fresh else [x.detach().requires_grad_() for x in replay.carried(node.carry)]
         carry, step = self.tape.retake(leg, node, z, None if node.fresh else replay.like_carry(node.carry, given))
+        self.repeats.see(node.z, self.tape.after(n), step.y)
         after = replay.carried(step.carry)
         outputs = [step.y, *after, step.mid, *step.estimates]
         cotangents = [z1, *(carry1 or [None] * len(after)), *inner]
         if k0 is not None:
             outputs, cotangents = [*outputs, replay.carried(carry)[0]], [*cotangents, k0]
+        if n == 0:
+            check_origins(outputs, [z, *given, *self.inputs])
         before, *rest = replay.grads(outputs, [z, *given, *self.inputs], cotangents)
         self.totals = [replay.plus(a, b) for a, b in zip(self.totals, rest[len(given) :], strict=True)]
         return before, rest[: len(given)]

@@ -22,6 +22,8 @@ from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.masking import masked
 from ndeflow.numerics.mesh import Place
 from ndeflow.numerics.norms import row_norms
+from ndeflow.numerics.origins import check_origins, check_unmoved
+from ndeflow.numerics.purity import repeatable
 from ndeflow.numerics.reading import Plan
 from ndeflow.numerics.solution import Adjoint, Solution, SolveError, Solver
 from ndeflow.numerics.stochastic import Stochastic
@@ -73,7 +75,7 @@ class Reversible(Adjoint):
     def _solve(self, solver: Marching, problem: Problem) -> Solution:
         coupled = Coupled(solver, self.coupling)
         system, ambient = coupled.base.system(problem), replay.Ambient.of(problem.y0)
-        with torch.no_grad(), ambient():
+        with torch.no_grad(), ambient(), repeatable(replay.modules(problem), problem.y0.device):
             trace, end = coupled.march(system)
             stats = statistics(system, trace, trace.estimates_later())
         how = plan(system, trace)
@@ -171,6 +173,7 @@ class Sweep:
         self, end: Tensor, edges: Tensor, y0: Tensor, rest: list[Tensor], cotangents: tuple[Tensor | None, ...]
     ) -> list[Tensor | None]:
         """Gradients of (edges, y0, *conditions, *parameters); raises SolveError unless the steps lead back to y0."""
+        check_unmoved(self.system.problem, self.parameters)
         edges, *conditions = [replay.detached(x) for x in (edges, *rest[: len(rest) - len(self.parameters)])]
         system = replay.conditioned(self.system, conditions, edges)
         totals = Totals([edges, *conditions, *self.parameters])
@@ -236,9 +239,13 @@ class Totals:
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         self.inputs = inputs
         self.found: list[Tensor | None] = [None] * len(inputs)
+        self.checked = False
 
     def add(self, outputs: Sequence[Tensor | None], state: Tensor, cotangents: Sequence[Tensor | None]) -> Tensor:
         """Add a vector-Jacobian product to the totals; gives back the part of the state."""
+        if not self.checked:
+            check_origins(outputs, [state, *self.inputs])
+            self.checked = True
         part, *rest = replay.grads(outputs, [state, *self.inputs], cotangents)
         self.found = [replay.plus(a, b) for a, b in zip(self.found, rest, strict=True)]
         return torch.zeros_like(state) if part is None else part

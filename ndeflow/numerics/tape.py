@@ -29,7 +29,9 @@ class Tape:
         self.plan = plan(system, trace)
         engine: Any = system.engine
         self.parameters = engine.parameters if system.compiled else replay.parameters(system.problem)
+        self.others = engine.constant if system.compiled else replay.constants(system.problem)
         self.backward_nfe = [0]
+        self.last: Tensor | None = None  # the state that the steps come to, where all rows come to it together
 
     def node(self, n: int) -> Node:
         """Step n, to be asked for from the last to the first."""
@@ -37,7 +39,15 @@ class Tape:
 
     def settle(self) -> None:
         """Let go of what the backward pass does not need."""
-        self.trace.steps.clear()
+        trace = self.trace
+        if trace.steps and trace.failures is None and not trace.apart:
+            self.last = trace.steps[-1].y
+        trace.steps.clear()
+
+    def after(self, n: int) -> Tensor | None:
+        """The state that step n came to; None where it is not kept."""
+        nodes = self.trace.nodes
+        return nodes[n + 1].z if self.last is not None and n + 1 < len(nodes) else self.last
 
     def check(self) -> None:  # noqa: B027
         """After a backward pass."""
@@ -83,8 +93,8 @@ class TakenBack(Tape):
         nodes, z0 = self.trace.nodes, self.trace.z0
         last = self.trace.steps[-1:]
         self.end: list[tuple[Tensor, Any]] = [(step.y, step.carry) for step in last]
-        self.trace.nodes = [node._replace(z=z0, carry=None) for node in nodes]
-        super().settle()
+        self.trace.nodes = [node._replace(z=z0, carry=_emptied(node.carry, z0)) for node in nodes]
+        self.trace.steps.clear()
 
     def node(self, n: int) -> Node:
         node, system = self.trace.nodes[n], self.system
@@ -108,6 +118,11 @@ class TakenBack(Tape):
                     f"{worst.item():.1e} in row {row.item()}, more than {digits(z0.dtype):.1e}; take more steps, use "
                     "Checkpointed(), or float64"
                 )
+
+
+def _emptied(carry: Any, z0: Tensor) -> Any:
+    """A carry of the same kind that holds z0 alone."""
+    return replay.like_carry(carry, [z0 for _ in replay.carried(carry)])
 
 
 def digits(dtype: torch.dtype) -> float:

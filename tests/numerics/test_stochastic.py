@@ -15,6 +15,7 @@ from ndeflow.numerics.brownian import Brownian
 from ndeflow.numerics.derivatives import Integrand
 from ndeflow.numerics.field import NOISE_TYPES, SDE, SDE_TYPES, ByValue
 from ndeflow.numerics.paths import Linear
+from ndeflow.numerics.reversible import Reversible
 from ndeflow.numerics.solution import SolveError
 from ndeflow.numerics.stochastic import SCHEMES, Stochastic
 from tests.numerics.sdes import METHODS, Free, Growth, OrnsteinUhlenbeck, Pull, Waves, tensor
@@ -151,6 +152,16 @@ def test_checkpointed_gradients_are_those_of_the_recorded_solve(method, sde_type
         results.append((loss, *torch.autograd.grad(loss, [y0, context, ts, *sde.parameters()])))
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
     assert all(gradient.abs().sum() > 0 for gradient in results[0])
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_of_steps_taken_back_are_the_same_where_they_are_recorded(create_graph):
+    sde, results = Waves("diagonal", "stratonovich"), []
+    for adjoint in (Checkpointed(), Reversible()):
+        problem = Problem(sde, torch.ones(4, 3, dtype=F64), tensor(0.0, 0.3, 1.0), noise=Brownian(3))
+        loss = adjoint(Stochastic("reversible_heun", 3), problem).ys.square().sum()
+        results.append(torch.autograd.grad(loss, list(sde.parameters()), create_graph=create_graph))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("method", "sde_type"), [("euler", "ito"), ("milstein", "ito"), ("heun", "stratonovich")])
