@@ -14,6 +14,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.field import SDE
+from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.foreign import Foreign
 from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.norms import row_norms
@@ -57,7 +58,7 @@ class Backsolve(Adjoint):
                 "expected rows that step together for Backsolve, got per-sample steps; use batching=shared, or "
                 "Direct() or Checkpointed()"
             )
-        if any(isinstance(x, RungeKutta) and x.compile == "on" for x in (solver, self.solver)):
+        if any(isinstance(x, (RungeKutta, FixedRungeKutta)) and x.compile == "on" for x in (solver, self.solver)):
             raise ValueError(
                 "expected steps that need not be compiled for Backsolve, got compile=on; leave it auto, or use Direct()"
             )
@@ -169,6 +170,11 @@ def _in_order(values: Tensor, order: Tensor) -> Tensor:
     return values[torch.arange(len(order), device=order.device).unsqueeze(1), order]
 
 
+def _as(tensor: Tensor, total: Tensor) -> Tensor:
+    """The gradient of a tensor, from its part of a row, which is complex where the state is."""
+    return (total if tensor.is_complex() or not total.is_complex() else total.real).view(tensor.shape)
+
+
 @dataclass(frozen=True)
 class Crossing:
     """A stretch without knots, run against the solve: start and length, 0-dim or (B,); the path's piece, if any."""
@@ -235,7 +241,7 @@ class AdjointEquation(System):
         y, a, *totals = row[0].split(self.sizes)
         shape = self.system.problem.y0.shape
         adjoint = self.system.join(a.view(shape), self.system.integrals(self.a))
-        return y.view(shape), adjoint, [x.view(w.shape) for x, w in zip(totals, self.wanted, strict=True)]
+        return y.view(shape), adjoint, [_as(w, x) for x, w in zip(totals, self.wanted, strict=True)]
 
     def __call__(self, t: Tensor, z: Tensor) -> Tensor:
         y, a, _ = self.unpack(z)

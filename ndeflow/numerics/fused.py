@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
@@ -14,8 +15,18 @@ from torch.autograd.function import once_differentiable
 
 from ndeflow.numerics.audit import Refusal, inspect
 from ndeflow.numerics.compiled import Program, kept_in
+from ndeflow.numerics.fingerprint import Versions, noted, survey
+from ndeflow.numerics.replay import Ambient
 
 _log = logging.getLogger("ndeflow")
+
+
+@dataclass
+class Made:
+    """What was made for a module: programs, with what each is for, and the versions of the module that they are for."""
+
+    versions: Versions = field(default_factory=Versions)
+    programs: list[tuple[Hashable, Program]] = field(default_factory=list)
 
 
 @final
@@ -24,33 +35,37 @@ class Fused:
 
     function: may take derivatives itself; of a residual with second derivatives, those of all orders are computed 5 to
     8 times as fast as one by one. inputs: (N, ...), any N. The scalar and its gradient are compiled together at the
-    first call, about half a minute once, and are afterwards computed together. What the function reads beside
-    parameters, buffers and inputs is taken to stay as it was then. Raises ValueError, with the reason, where the
-    function cannot be compiled.
+    first call, about half a minute once, and are afterwards computed together; anew for a module that has changed. What
+    the function reads beside the module and inputs is taken to stay as it was then. Raises ValueError, with the reason,
+    where the function cannot be compiled.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
-        self._made: WeakKeyDictionary[nn.Module, list[tuple[Hashable, Program]]] = WeakKeyDictionary()
+        self._made: WeakKeyDictionary[nn.Module, Made] = WeakKeyDictionary()
 
     def __call__(self, module: nn.Module, *inputs: Tensor) -> Tensor:
         learned = {name: x for name, x in module.named_parameters() if x.requires_grad}
         given = dict((*module.named_parameters(), *module.named_buffers()))
         tensors = {**learned, **given}  # the learned ones first
-        flat = [x.detach() for x in (*tensors.values(), *inputs)]
+        flat = [*(x.detach() for x in tensors.values()), *(x.detach().contiguous() for x in inputs)]
         results = self._program(module, list(tensors), len(learned), flat)(flat)
         return _Known.apply(results, *learned.values())  # pyright: ignore[reportReturnType]
 
     def _program(self, module: nn.Module, names: list[str], learned: int, flat: list[Tensor]) -> Program:
         """That for the module's tensors by these names, of which the first are learned, and the inputs after them."""
-        shapes = [x.shape[i >= len(names) :] for i, x in enumerate(flat)]
-        kind = (*names, learned, *shapes, *((x.dtype, x.device) for x in flat))
-        made = self._made.setdefault(module, [])
-        for known, program in made:
+        made, ambient = self._made.setdefault(module, Made()), Ambient.of(flat[-1])
+        number = made.versions.number(survey([module], made.versions.reads))
+        kind = (number, ambient, *names, learned, *((x.dtype, x.device, x.shape[1:]) for x in flat[len(names) :]))
+        for known, program in made.programs:
             if known == kind and program.fits(len(flat[-1]), flat):
                 return program
-        made.append((kind, self._compiled(module, names, learned, flat)))
-        return made[-1][1]
+        before = survey([module])
+        with ambient(), noted(made.versions.reads):
+            program = self._compiled(module, names, learned, flat)
+        made.versions.settle(number, before, survey([module]))
+        made.programs.append((kind, program))
+        return program
 
     def _compiled(self, module: nn.Module, names: list[str], learned: int, flat: list[Tensor]) -> Program:
         call, count, name = _Call(module, self.function), len(names), module._get_name()

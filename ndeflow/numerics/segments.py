@@ -151,7 +151,7 @@ def fixed_segments(problem: Problem) -> Segments:
             return _numbered(
                 problem.clock[: len(problem.ts)] if len(problem.ts) > 1 else problem.clock[:1] * 2, problem.ts.device
             )
-        ts = wide(problem.ts).movedim(-1, 0)
+        ts = wide(problem.ts).clone().movedim(-1, 0)  # which the caller may write to
         return Segments(ts if len(ts) > 1 else torch.cat([ts, ts]))
     segments = adaptive_segments(problem)
     if segments.locate(problem.ts.detach()).interior:

@@ -80,7 +80,8 @@ class Stats:
     `AdaptiveStochastic`.
     norms: Euclidean norms over the rows, (N,) each, of error and of stiffness, where rows step together.
     All these are on the graph under adjoints with `differentiable_stats`, if they depend on what needs gradients; None
-    where a method has none.
+    where a method has none. Their second derivatives are not a number where rows share steps and one of them stands
+    still.
     states: (B, N, *state), detached, at the starts of the steps, if the problem asked with `keep_mesh`; where rows step
     together from `trail`, from which more steps can be taken, otherwise `starts`.
     backward_nfe: evaluations of the backward pass, filled by it: a one-element list holding a number.

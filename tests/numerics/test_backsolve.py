@@ -165,3 +165,30 @@ def test_an_sde_is_solved_backward_by_torchsde():
         solution.ys.square().sum().backward()
         grads.append(sde.rate.grad)
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-8, atol=1e-10)
+
+
+class Rotating(nn.Module):
+    """dz/dt = (i w - k) z."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k, self.w = (nn.Parameter(torch.tensor(x, dtype=torch.float64)) for x in (0.4, 2.0))
+
+    def forward(self, t, z):
+        return torch.complex(-self.k, self.w) * z
+
+
+def test_real_parameters_of_a_complex_state_have_real_gradients():
+    field, z0 = Rotating(), torch.complex(start(), start().flip(0))
+    tight = RungeKutta(rtol=1e-9, atol=1e-9, compile="off")
+    found = []
+    for adjoint in (Direct(), Backsolve()):
+        loss = solve(field, z0, TS, solver=tight, adjoint=adjoint).ys.real.square().sum()
+        found.append(torch.stack(torch.autograd.grad(loss, [field.k, field.w])))
+    assert found[1].dtype == torch.float64 and apart(found[1], found[0]) < 1e-6
+
+
+@pytest.mark.parametrize("solver", [RungeKutta(compile="on"), FixedRungeKutta(compile="on")], ids=lambda x: x.method)
+def test_steps_to_be_compiled_are_refused(solver):
+    with pytest.raises(ValueError, match="got compile=on; leave it auto"):
+        solve(Net(), start(), TS, solver=solver, adjoint=Backsolve())

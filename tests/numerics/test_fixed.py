@@ -123,3 +123,10 @@ def test_probes_behind_a_repeated_first_time():
     problem = Problem(lambda t, y: -y, y0, ts).with_probes(ts[2:] / 2)
     ys = FixedRungeKutta("rk4", 10).integrate(problem).ys[0, :, 0]
     assert torch.allclose(ys, torch.exp(-torch.cat([ts, ts[2:] / 2])), rtol=1e-6)
+
+
+def test_the_mesh_is_not_that_of_times_written_later():
+    ts = times(0.0, 0.5, 1.0).repeat(3, 1)
+    stats = solve(Net(), start(), ts, solver=FixedRungeKutta()).stats
+    ts += 100.0
+    assert torch.equal(stats.times, times(0.0, 0.5).repeat(3, 1))

@@ -16,10 +16,12 @@ class Bent(nn.Module):
         self.scale, self.fixed = nn.Parameter(torch.tensor([1.5, -0.5])), nn.Parameter(torch.tensor(2.0))
         self.fixed.requires_grad_(False)
         self.register_buffer("shift", torch.tensor(0.3))
-        self.unused = nn.Parameter(torch.ones(3))
+        self.unused, self.matrix = nn.Parameter(torch.ones(3)), nn.Parameter(torch.tensor([[1.0, 0.5], [-0.5, 1.0]]))
+        self.bend, self.gain, self.calls = nn.Tanh(), 1.0, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return ((self.scale * x).sum(dim=1) + self.shift).tanh() * self.fixed
+        self.calls += 1
+        return self.gain * self.bend((self.scale * (x @ self.matrix)).sum(dim=1) + self.shift) * self.fixed
 
 
 def slope(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
@@ -45,7 +47,43 @@ def test_value_and_gradient_are_those_of_the_function_for_any_rows_and_weights()
         want, found = gradient(slope, module, *inputs), gradient(fused, module, *inputs)
         torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-14)
         assert want[1].abs().min() > 0
-    assert len(fused._made[module]) == 1
+    assert len(fused._made[module].programs) == 1
+
+
+CHANGES = {
+    "part": lambda module: setattr(module, "bend", nn.Sigmoid()),
+    "attribute": lambda module: setattr(module, "gain", 3.0),
+    "layout": lambda module: setattr(module.matrix, "data", module.matrix.data.t().contiguous().t()),
+    "frozen": lambda module: module.scale.requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_module_that_has_changed_gets_a_program_of_its_own(traced, change) -> None:
+    module, fused = Bent().double(), Fused(slope)
+    inputs = torch.randn(40, 2, dtype=torch.float64), torch.rand(40, dtype=torch.float64)
+    gradient(fused, module, *inputs)
+    change(module)
+    torch.testing.assert_close(
+        gradient(fused, module, *inputs), gradient(slope, module, *inputs), rtol=1e-12, atol=1e-14
+    )
+    assert len(fused._made[module].programs) == 2
+
+
+def test_what_a_module_writes_itself_needs_no_other_program(traced) -> None:
+    module, fused = Bent().double(), Fused(slope)
+    inputs = torch.randn(40, 2, dtype=torch.float64), torch.rand(40, dtype=torch.float64)
+    for _ in range(3):
+        gradient(fused, module, *inputs)
+        gradient(slope, module, *inputs)
+    assert module.calls > 3 and len(fused._made[module].programs) == 1
+
+
+def test_inputs_may_lie_anyhow(traced) -> None:
+    module, fused = Bent().double(), Fused(slope)
+    x, weight = torch.randn(40, 2, dtype=torch.float64), torch.rand(40, dtype=torch.float64)
+    wanted = fused(module, x, weight)
+    assert torch.equal(fused(module, x.t().contiguous().t(), weight.repeat_interleave(2)[::2]), wanted)
 
 
 def test_zeros_of_forward_mode_have_memory() -> None:
