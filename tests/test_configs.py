@@ -86,6 +86,17 @@ def test_schedulers_take_an_optimizer(path):
     assert made(path, "scheduler")(optimizer).optimizer is optimizer
 
 
+def test_a_plateau_is_of_the_loss_also_where_the_best_weights_are_those_of_the_highest_score():
+    words = ["model=ode_classifier", "task=classification", "scheduler=plateau", "scheduler.patience=0", "run_dir=x"]
+    config = resources.compose([*words, "monitor=val/accuracy", "monitor_mode=max"])
+    made = resources.instantiate(OmegaConf.to_container(config, resolve=True)["task"]).configure_optimizers()
+    scheduler = made["lr_scheduler"]
+    assert scheduler["monitor"] == "val/loss"
+    for loss, share in ((3.0, 1.0), (2.0, 1.0), (2.5, 0.5)):
+        scheduler["scheduler"].step(loss)
+        assert made["optimizer"].param_groups[0]["lr"] == pytest.approx(share * config.optimizer.lr)
+
+
 def test_regularizers_compose_by_name():
     config = resources.compose(["regularizer=[global_error,end_time_jitter]", "run_dir=x"])
     found = resources.instantiate(OmegaConf.to_container(config.regularizer, resolve=True))
