@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@runtime_checkable
+class Splits(Protocol):
+    """Data in three splits, as an `ndeflow.DataModule` has them."""
+
+    @property
+    def train(self) -> Batch: ...
+
+    @property
+    def val(self) -> Batch: ...
+
+    @property
+    def test(self) -> Batch: ...
+
+
 class SeriesTask(Task):
     """A prediction for every time of a series, judged where values were observed but not seen by the model."""
+
+    scores: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    """The splits in which something must be scored."""
+    hiding: ClassVar[str] = "{_target_: ndeflow.data.First, count: 1}"
+    """A `data.seen` that leaves something to be scored."""
 
     def __init__(
         self,
@@ -34,6 +53,12 @@ class SeriesTask(Task):
     ) -> None:
         super().__init__(model, optimizer, regularizers=regularizers, scheduler=scheduler, seed=seed)
         self.criterion = criterion or SquaredError()
+
+    def setup(self, stage: str) -> None:
+        """Raises ValueError where a split has nothing to be scored, of which no training and no score can come."""
+        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(data, Splits):
+            check_scored({name: getattr(data, name) for name in self.scores}, self.hiding)
 
     def metrics(self, output: Output, batch: Batch) -> dict[str, Tensor | Weighted]:
         return dict(self.criterion.metrics(output, batch.ys, batch.scored.to(batch.ys.dtype), self.spec))
@@ -58,6 +83,9 @@ class Forecasting(SeriesTask):
 @final
 class Interpolation(SeriesTask):
     """Fill in a series: trained to reproduce every observed value, judged on those that the model may not see."""
+
+    scores = ("val", "test")
+    hiding = "{_target_: ndeflow.data.Hidden, fraction: 0.3}"
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
         return self.criterion(output, batch.ys, batch.mask.to(batch.ys.dtype), self.spec)
@@ -115,6 +143,16 @@ class Regression(Task):
         if batch.target is None:
             raise ValueError("expected numbers to regress, got data without a target; set data.target")
         return (mean - batch.target.reshape(mean.shape)).square()
+
+
+def check_scored(splits: Mapping[str, Batch], hiding: str) -> None:
+    """Raises ValueError where a model may read all observed values of a split. hiding: a `data.seen` that cures it."""
+    empty = [name for name, split in splits.items() if not split.scored.any()]
+    if empty:
+        raise ValueError(
+            f"expected values that the model may not read, to be scored, got none in {', '.join(empty)}; leave out "
+            f"data.target, with which everything may be read, or hide more: 'data.seen={hiding}'"
+        )
 
 
 def classes_of(batch: Batch) -> Tensor:
