@@ -65,6 +65,10 @@ class Task(Clipped, ABC):
     def loss(self, output: Output, batch: Any) -> Tensor:
         """The scalar to be minimised, without penalties."""
 
+    def weight(self, batch: Any) -> Tensor:
+        """What the loss of a batch is a mean over, by which it counts in the loss of a split; by default its rows."""
+        return torch.tensor(float(len(batch.index)))
+
     @abstractmethod
     def metrics(self, output: Output, batch: Any) -> dict[str, Tensor | Weighted]:
         """What evaluation reports: a tensor is averaged over its elements, a `Weighted` as it says, over a split."""
@@ -192,8 +196,7 @@ class Task(Clipped, ABC):
         if left.failed is not None:
             self._averages.add({"failed": left.failed.double()})
         if not left.empty:
-            rows = torch.tensor([float(len(left.batch.index))])
-            self._averages.add({"loss": Weighted(self.loss(left.output, left.batch)[None], rows)})
+            self._averages.add({"loss": Weighted(self.loss(left.output, left.batch), self.weight(left.batch))})
             self._averages.add(self.metrics(left.output, left.batch))
         nfe = [solution.stats.nfe.double().mean() for solution in output.solutions]
         if nfe:

@@ -79,6 +79,9 @@ class Forecasting(SeriesTask):
     def loss(self, output: Output, batch: Batch) -> Tensor:
         return self.criterion(output, batch.ys, batch.scored.to(batch.ys.dtype), self.spec)
 
+    def weight(self, batch: Batch) -> Tensor:
+        return batch.scored.sum()
+
 
 @final
 class Interpolation(SeriesTask):
@@ -89,6 +92,9 @@ class Interpolation(SeriesTask):
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
         return self.criterion(output, batch.ys, batch.mask.to(batch.ys.dtype), self.spec)
+
+    def weight(self, batch: Batch) -> Tensor:
+        return batch.mask.sum()
 
 
 @final
@@ -114,6 +120,12 @@ class Classification(Task):
     def loss(self, output: Output, batch: Batch) -> Tensor:
         weight = output.prediction.new_tensor(self.spec.class_weights) if self.balanced else None
         return nn.functional.nll_loss(log_probabilities(output), classes_of(batch), weight=weight)
+
+    def weight(self, batch: Batch) -> Tensor:
+        if not self.balanced:
+            return super().weight(batch)
+        classes = classes_of(batch)
+        return torch.tensor(self.spec.class_weights, device=classes.device)[classes].sum()
 
     def metrics(self, output: Output, batch: Batch) -> dict[str, Tensor | Weighted]:
         logp, target = log_probabilities(output), classes_of(batch)

@@ -61,6 +61,9 @@ class Variational(Task):
         weight = self._kl_weight if self.training else 1.0
         return (expected + weight * divergence(found).sum()) / batch.mask.sum().clamp(min=1)
 
+    def weight(self, batch: Batch) -> Tensor:
+        return batch.mask.sum()
+
     def metrics(self, output: Output, batch: Batch) -> dict[str, Tensor | Weighted]:
         found, weights = gaussian(output), batch.scored.to(batch.ys.dtype)
         unit = found.std.new_tensor(self.spec.std).log()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
-from ndeflow.contracts import Series
+from ndeflow.contracts import Batch, DataSpec, GaussianOutput, Output, Series
 from ndeflow.data import DataModule, Everything, First, Hidden, Visibility
+from ndeflow.data.loader import EvaluationBatches
+from ndeflow.metrics import Averages
 from ndeflow.models import ODEForecaster, ODEInterpolator
-from ndeflow.tasks import Forecasting, Interpolation
+from ndeflow.models.base import Model
+from ndeflow.tasks import Classification, Forecasting, Interpolation, Regression, Variational
 from ndeflow.tasks.base import Task
 from tests.training import tiny_training as tiny
 
@@ -59,3 +65,53 @@ def test_a_forecast_beside_a_class_is_trained_where_something_is_hidden(tmp_path
     for task, seen in ((forecasting(), First(2)), (interpolation(), Hidden(0.5))):
         fit(tmp_path / type(task).__name__, task, Waves(seen=seen))
         assert float(task.trainer.callback_metrics["val/loss"]) > 0
+
+
+class Guess(Model):
+    """Without a solve: of every value 0.5 less than it is, of every row its last value as a score."""
+
+    @property
+    def dynamics(self) -> nn.Module:
+        return self
+
+    def forward(self, batch: Batch) -> Output:
+        if batch.target is not None:
+            score = batch.ys[:, -1] + batch.ys[:, :1, 0]
+            return Output(torch.cat([score, -score], dim=1) if not batch.target.is_floating_point() else score)
+        mean = 0.5 * batch.ys
+        return GaussianOutput(mean, kl=batch.index.double(), mean=mean[None], std=torch.tensor([2.0]).double())
+
+
+def split(target: Any = None) -> Batch:
+    """Rows of 2, 9 and 5 observed values, of which the first is seen."""
+    lengths = torch.tensor([2, 9, 5, 2, 9])
+    ts = torch.arange(9.0).expand(5, 9)
+    mask = (ts < lengths[:, None])[..., None]
+    ys = (ts + lengths[:, None]).double()[..., None] * mask
+    return Batch(ts, ys, mask, First(1).seen(mask, lengths), target, None, torch.arange(5))
+
+
+CLASSES, NUMBERS = torch.tensor([0, 1, 1, 1, 0]), torch.arange(5.0).double()[:, None]
+
+
+@pytest.mark.parametrize(
+    ("made", "target"),
+    [
+        (Forecasting, None),
+        (Interpolation, None),
+        (Variational, None),
+        (Classification, CLASSES),
+        (lambda *parts: Classification(*parts, balanced=True), CLASSES),
+        (Regression, NUMBERS),
+    ],
+)
+def test_the_loss_of_a_split_is_that_of_all_its_rows_however_it_is_cut(made, target):
+    task, losses = made(Guess(), torch.optim.SGD), []
+    task.spec, rows = DataSpec(("y",), (0.0,), (1.0,), classes=("a", "b"), class_weights=(1.25, 5 / 6)), split(target)
+    for size in (1, 2, 5):
+        task._averages = Averages()
+        for part in EvaluationBatches(rows, size):
+            task._evaluate(part)
+        losses.append(task._averages.compute()["loss"])
+    whole = float(task.loss(task.model(rows), rows))
+    assert losses == pytest.approx([whole] * 3, rel=1e-6)
