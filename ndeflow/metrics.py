@@ -73,13 +73,16 @@ class Averages:
 
 def _sums(metric: Weighted) -> Tensor:
     """(2,): the sum of weighted values and the sum of weights."""
-    values = metric.values.detach()
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
-    values = values.to(wide)
+    values = wide(metric.values.detach())
     if metric.weights is None:
         return torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
     weights = metric.weights.detach().to(values).expand_as(values)
     return torch.stack([torch.where(weights > 0, values * weights, 0.0).sum(), weights.sum()])
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float64 where the device has it, else float32, in which squares in the data's own units overflow from 2e19."""
+    return x.float() if x.device.type == "mps" else x.double()
 
 
 def crps(draws: Tensor, ys: Tensor) -> Tensor:

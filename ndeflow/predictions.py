@@ -58,7 +58,8 @@ def number_rows(output: Output, ids: Sequence[str]) -> Rows:
     """id, prediction (prediction_0, prediction_1, ... where there are several); with draws their quantiles too."""
     size = output.prediction.shape[-1]
     names = ["prediction"] if size == 1 else [f"prediction_{k}" for k in range(size)]
-    return [{"id": name, **cells} for name, cells in zip(ids, summaries(output.prediction, names, output), strict=True)]
+    cells = summaries(output.prediction, names, [1.0] * size, output)
+    return [{"id": name, **own} for name, own in zip(ids, cells, strict=True)]
 
 
 def series_rows(
@@ -70,8 +71,8 @@ def series_rows(
     wanted = asked(batch.seen, forecast=forecast).cpu().tolist()
     found: Rows = []
     for b, (name, own) in enumerate(zip(ids, times, strict=True)):
-        values = spec.to_data_units(output.prediction[..., b, :, :])
-        cells = summaries(values, spec.channels, output)
+        values = spec.to_data_units(output.prediction[..., b, :, :].cpu().double())
+        cells = summaries(values, spec.channels, spec.std, output)
         found += [
             {"id": name, "time": time, **cells[place]} for place, time in enumerate(own) if wanted[b][place]
         ]  # fmt: skip
@@ -88,12 +89,15 @@ def asked(seen: Tensor, *, forecast: bool) -> Tensor:
 
 def point_rows(points: Tensor, spec: DataSpec) -> Rows:
     """Each channel of points (N, C), in the data's units."""
-    values = spec.to_data_units(points).cpu().tolist()
-    return [dict(zip(spec.channels, map(text, row), strict=True)) for row in values]
+    values = spec.to_data_units(points.cpu().double()).tolist()
+    return [dict(zip(spec.channels, map(text, row, spec.std), strict=True)) for row in values]
 
 
-def summaries(values: Tensor, names: Sequence[str], output: Output) -> list[dict[str, str]]:
-    """For each of R rows of values (R, C), or draws (S, R, C): each column's mean, and its quantiles over the draws."""
+def summaries(values: Tensor, names: Sequence[str], units: Sequence[float], output: Output) -> list[dict[str, str]]:
+    """For each of R rows of values (R, C), or draws (S, R, C): each column's mean, and its quantiles over the draws.
+
+    units: of each column, what its values differ by.
+    """
     columns = {"": values}
     if output.draws:
         levels = values.new_tensor(list(QUANTILES.values()))
@@ -101,10 +105,16 @@ def summaries(values: Tensor, names: Sequence[str], output: Output) -> list[dict
         columns = {"": values.mean(dim=0), **{f"_{q}": v for q, v in zip(QUANTILES, quantiles, strict=True)}}
     lists = {suffix: table.cpu().tolist() for suffix, table in columns.items()}
     return [
-        {f"{name}{suffix}": text(table[row][c]) for c, name in enumerate(names) for suffix, table in lists.items()}
+        {
+            f"{name}{suffix}": text(table[row][c], unit)
+            for c, (name, unit) in enumerate(zip(names, units, strict=True))
+            for suffix, table in lists.items()
+        }
         for row in range(len(lists[""]))
     ]
 
 
-def text(value: float) -> str:
-    return f"{value:.7g}"
+def text(value: float, unit: float = 1.0) -> str:
+    """In seven digits, or as many more as tell a thousandth of a unit, up to 17."""
+    digits = 4 + math.ceil(math.log10(min(max(1.0, abs(value) / unit), 1e13)))
+    return f"{value:.{max(7, digits)}g}"

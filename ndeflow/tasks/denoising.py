@@ -14,7 +14,7 @@ from ndeflow.diffusion import Denoised, Potential
 from ndeflow.generative.likelihood import log_likelihood
 from ndeflow.generative.reverse import diffuse_back, flow_back, prior_sample
 from ndeflow.generative.weightings import VarianceWeighting, Weighting
-from ndeflow.metrics import Weighted, sliced_wasserstein
+from ndeflow.metrics import Weighted, sliced_wasserstein, wide
 from ndeflow.models.score import ScoreModel
 from ndeflow.models.trajectory import first_seen
 from ndeflow.numerics.seeds import mix
@@ -117,7 +117,7 @@ class DenoisingScoreMatching(Task):
         flow = solution.ys[:, -1]
         pairs = {"sde_truth": (sde, truth), "ode_truth": (flow, truth), "gap": (sde, flow), "floor": (other, truth)}
         units = self.spec.to_data_units
-        found = {name: sliced_wasserstein(units(a), units(b)) for name, (a, b) in pairs.items()}
+        found = {name: sliced_wasserstein(units(wide(a)), units(wide(b))) for name, (a, b) in pairs.items()}
         excess = found["gap"].square() - found["floor"].square()
         steps = points.new_tensor(2.0 * self.sde_steps - 1)  # the last one evaluates the score once
         nll = points.new_tensor(self.spec.std).log().sum() - log_likelihood(self.model, truth, solver=self.model.solver)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import DataSpec, Gaussian, Output
-from ndeflow.metrics import Weighted, crps, gaussian_nll
+from ndeflow.metrics import Weighted, crps, gaussian_nll, wide
 from ndeflow.numerics.draws import coverage
 
 
@@ -41,7 +41,7 @@ def point(output: Output) -> Tensor:
 
 def rmse(output: Output, ys: Tensor, weights: Tensor, spec: DataSpec) -> dict[str, Weighted]:
     """Root mean squared errors of the point forecast, in data units and in units of the standardised data."""
-    error = point(output) - ys
+    error = wide(point(output) - ys)
     scale = error.new_tensor(spec.std)
     return {
         "rmse": Weighted((error * scale).square(), weights, root=True),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import DataSpec, Output
-from ndeflow.metrics import Weighted, moments
+from ndeflow.metrics import Weighted, moments, wide
 from ndeflow.tasks.losses import SeriesLoss, average
 
 
@@ -28,7 +28,7 @@ class MomentMatching(SeriesLoss):
         return self._gap(output, ys, weights, torch.ones_like(ys[0, 0]))
 
     def metrics(self, output: Output, ys: Tensor, weights: Tensor, spec: DataSpec) -> dict[str, Weighted]:
-        return {"moments": Weighted(self._gap(output, ys, weights, ys.new_tensor(spec.std)))}
+        return {"moments": Weighted(self._gap(output, ys, weights, wide(ys).new_tensor(spec.std)))}
 
     def _gap(self, output: Output, ys: Tensor, weights: Tensor, unit: Tensor) -> Tensor:
         predicted = output.prediction if output.draws else output.prediction[None]

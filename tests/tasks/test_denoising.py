@@ -92,6 +92,14 @@ def test_the_report_tells_a_wrong_score(tmp_path) -> None:
     assert min(found["sde_truth"], found["ode_truth"]) > 3 * found["floor"] and found["gap"] < 2.5 * found["floor"]
 
 
+def test_distances_do_not_depend_on_an_offset_of_the_data() -> None:
+    made, points, found = task(Exact().float().eval()), batch(200).ys[:, 0].float(), []
+    for mean in (0.0, 1e8):
+        made.spec = DataSpec(channels=("x", "y"), mean=(mean, mean), std=(1.0, 1.0))
+        found.append(float(made._samples(points)["sde_truth"]))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
 def test_samples_are_drawn(tmp_path) -> None:
     model, data = Exact().eval(), batch(300)
     with torch.no_grad():

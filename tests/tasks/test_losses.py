@@ -44,6 +44,15 @@ def test_rmse_is_reported_in_data_units():
     assert values["z/rmse"] == pytest.approx((prediction - ys)[weights > 0].square().mean().sqrt().item())
 
 
+def test_errors_in_large_units_are_squared_in_double_precision():
+    prediction, ys, weights = (x.float() for x in example())
+    spec = DataSpec(channels=("a", "b"), mean=(0.0, 0.0), std=(1e30, 1e30))
+    averages = Averages()
+    averages.add(SquaredError().metrics(Output(prediction), ys, weights, spec))
+    values = averages.compute()
+    assert values["rmse"] == pytest.approx(1e30 * values["z/rmse"], rel=1e-5) and values["z/rmse"] > 0
+
+
 def test_log_error_is_relative_and_in_data_units():
     ys = torch.zeros(1, 2, 2)
     prediction = (torch.tensor(SPEC.mean) * math.e - torch.tensor(SPEC.mean)) / torch.tensor(SPEC.std)

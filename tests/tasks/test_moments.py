@@ -34,6 +34,13 @@ def test_it_is_the_formula_and_its_metric_is_in_data_units():
     assert averages.compute()["moments"] == pytest.approx(want.item())
 
 
+def test_in_large_units_the_metric_is_of_double_precision():
+    x, y, averages = draws(7, 4, 1).float(), draws(7, 4, 1, seed=1).float(), Averages()
+    spec = DataSpec(channels=("a",), mean=(0.0,), std=(1e30,))
+    averages.add(MomentMatching().metrics(Output(x), y, torch.ones_like(y), spec))
+    assert averages.compute()["moments"] == pytest.approx(1e120 * (x.var(dim=0) - y.var(dim=0)).square().mean().item())
+
+
 def test_paths_are_not_paired_and_draws_count_together():
     x, y = draws(7, 4, 2), draws(7, 4, 2, seed=1)
     torch.testing.assert_close(loss(x.flip(0), y), loss(x, y))
