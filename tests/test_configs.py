@@ -45,6 +45,11 @@ def test_components_are_of_their_kind(path):
     assert isinstance(made(path, path.parent.name), KINDS[path.parent.name])
 
 
+@pytest.mark.parametrize("path", files("model"), ids=lambda p: p.stem)
+def test_a_model_that_reads_inputs_is_told_how_many_there_are(path):
+    assert made(path, "model").reads_inputs == ("inputs" in yaml.safe_load(path.read_text()))
+
+
 @pytest.mark.parametrize("path", files("task"), ids=lambda p: p.stem)
 def test_tasks_take_their_parts_from_the_other_groups(path):
     task = made(path, "task")

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
@@ -52,6 +52,9 @@ class Model(nn.Module, ABC):
     spec: what the training data were, once a task has set it. noise_seed: the seed of the Brownian motions of
     the next forward pass; a task sets it at every training step.
     """
+
+    reads_inputs: ClassVar[bool] = True
+    """Whether the forward pass may read `batch.inputs`. One that does not is not trained on data that have them."""
 
     def __init__(self, *, solver: Solver | None = None, adjoint: Adjoint | None = None) -> None:
         super().__init__()

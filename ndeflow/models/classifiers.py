@@ -28,6 +28,8 @@ class PathClassifier(PathDriven):
     channels: C of the data. outputs: classes, or numbers to regress.
     """
 
+    reads_inputs = False
+
     def __init__(
         self,
         channels: int,

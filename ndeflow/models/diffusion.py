@@ -25,6 +25,8 @@ class ScalarDiffusion(Model):
     1997). drift_width, diffusion_width: as of `ScalarSDE`. The data have one channel.
     """
 
+    reads_inputs = False
+
     def __init__(
         self,
         *,

@@ -25,6 +25,8 @@ class HybridSIR(NeuralODE):
     population: number of people. rates are per unit of model time.
     """
 
+    reads_inputs = False
+
     def __init__(
         self,
         population: float,

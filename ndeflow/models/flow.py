@@ -26,6 +26,8 @@ class NormalizingFlow(Model):
     default; evaluation always does. Raises ValueError for an end that is not positive.
     """
 
+    reads_inputs = False
+
     def __init__(
         self,
         channels: int,

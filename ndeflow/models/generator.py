@@ -26,6 +26,7 @@ class SDEGenerator(NeuralSDE):
     generated too. volatility: factor on the initial last layer of sigma.
     """
 
+    reads_inputs = False
     noise_type = "general"
     sde_type = "stratonovich"
 

@@ -25,6 +25,8 @@ class HybridODE(NeuralODE):
     rate of the network, in 1 / time.
     """
 
+    reads_inputs = False
+
     def __init__(
         self,
         known: nn.Module,

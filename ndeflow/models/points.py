@@ -24,6 +24,8 @@ class PointClassifier(Model):
     or numbers to regress.
     """
 
+    reads_inputs = False
+
     def __init__(
         self,
         channels: int,
@@ -55,6 +57,8 @@ class PointSDEClassifier(NeuralSDE):
     The classifier of Pal, Ma, Shah, Rackauckas 2021, "Opening the Blackbox", section 4.2.2. channels, outputs: as of
     `PointClassifier`. hidden: length of z.
     """
+
+    reads_inputs = False
 
     def __init__(
         self,

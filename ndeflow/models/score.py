@@ -30,6 +30,8 @@ class ScoreModel(Model, Score):
     `ProbabilityFlow`. schedule: None: `VariancePreserving()`. Raises ValueError for a power that is not positive.
     """
 
+    reads_inputs = False
+
     def __init__(
         self,
         schedule: Schedule | None = None,

@@ -19,6 +19,8 @@ class SpiralSDE(NeuralSDE):
     hidden layer.
     """
 
+    reads_inputs = False
+
     def __init__(
         self,
         channels: int = 2,

@@ -12,7 +12,7 @@ from ndeflow.contracts import Batch, DataSpec, GaussianOutput, Output, Series
 from ndeflow.data import DataModule, Everything, First, Hidden, Visibility
 from ndeflow.data.loader import EvaluationBatches
 from ndeflow.metrics import Averages
-from ndeflow.models import ODEForecaster, ODEInterpolator
+from ndeflow.models import CDEClassifier, ODEForecaster, ODEInterpolator
 from ndeflow.models.base import Model
 from ndeflow.tasks import Classification, Forecasting, Interpolation, Regression, Variational
 from ndeflow.tasks.base import Task
@@ -65,6 +65,14 @@ def test_a_forecast_beside_a_class_is_trained_where_something_is_hidden(tmp_path
     for task, seen in ((forecasting(), First(2)), (interpolation(), Hidden(0.5))):
         fit(tmp_path / type(task).__name__, task, Waves(seen=seen))
         assert float(task.trainer.callback_metrics["val/loss"]) > 0
+
+
+def test_inputs_that_a_model_does_not_read_are_refused():
+    spec, seen = DataSpec(("y",), (0.0,), (1.0,), statics=("age",)), forecasting()
+    with pytest.raises(ValueError, match=r"reads the inputs \['age'\] of the data, got CDEClassifier; .*statics=\[\]"):
+        Classification(CDEClassifier(1, 2, hidden=3, width=4), torch.optim.SGD).spec = spec
+    seen.spec = spec
+    assert seen.spec == spec
 
 
 class Guess(Model):
