@@ -50,6 +50,14 @@ def test_a_model_that_reads_inputs_is_told_how_many_there_are(path):
     assert made(path, "model").reads_inputs == ("inputs" in yaml.safe_load(path.read_text()))
 
 
+@pytest.mark.parametrize("path", sorted((CONFIGS / "model").glob("*_classifier.yaml")), ids=lambda p: p.stem)
+def test_classifiers_regress_as_many_numbers_as_the_data_have(path):
+    config = resources.compose([f"model={path.stem}", "run_dir=x"])
+    resources.update(config, sizes={"channels": 2, "classes": 0, "outputs": 2, "inputs": 0, "length": 5})
+    model = resources.instantiate(OmegaConf.to_container(config, resolve=True)["model"])
+    assert model.readout.out_features == 2
+
+
 @pytest.mark.parametrize("path", files("task"), ids=lambda p: p.stem)
 def test_tasks_take_their_parts_from_the_other_groups(path):
     task = made(path, "task")

@@ -86,14 +86,17 @@ class Task(Clipped, ABC):
 
     @spec.setter
     def spec(self, spec: DataSpec) -> None:
-        """Raises ValueError where the data have inputs that the model does not read."""
+        self.check(spec)
+        self.model.spec = spec
+
+    def check(self, spec: DataSpec) -> None:
+        """Refuse data that model or task cannot use: inputs that the model does not read; raises ValueError."""
         if spec.statics and not self.model.reads_inputs:
             raise ValueError(
                 f"expected a model that reads the inputs {list(spec.statics)} of the data, got "
                 f"{type(self.model).__name__}; set data.statics=[] (they may be data.channels instead), or use "
                 "ode_forecaster, ode_interpolator, sde_forecaster, latent_ode or latent_sde"
             )
-        self.model.spec = spec
 
     @property
     def progress(self) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ndeflow import plots
-from ndeflow.contracts import Batch, Output, Regularizer
+from ndeflow.contracts import Batch, DataSpec, Output, Regularizer
 from ndeflow.metrics import Weighted
 from ndeflow.models.base import Model
 from ndeflow.tasks.base import Optimizer, Scheduler, Task
@@ -142,6 +142,14 @@ class Classification(Task):
 @final
 class Regression(Task):
     """A number, or K of them, for every series: mean squared error of predictions (B, K); draws are averaged."""
+
+    def check(self, spec: DataSpec) -> None:
+        super().check(spec)
+        if spec.classes:
+            raise ValueError(
+                f"expected numbers to regress, got the {len(spec.classes)} classes {', '.join(spec.classes[:3])}, ...; "
+                "set data.task=regression (in data of your own: targets as floats), or task=classification"
+            )
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
         return self._squares(output, batch).mean()

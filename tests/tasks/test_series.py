@@ -75,6 +75,12 @@ def test_inputs_that_a_model_does_not_read_are_refused():
     assert seen.spec == spec
 
 
+def test_classes_are_no_numbers_to_regress():
+    task = Regression(CDEClassifier(1, 2, hidden=3, width=4), torch.optim.SGD)
+    with pytest.raises(ValueError, match=r"got the 2 classes 50001, 50002, \.\.\.; set data\.task=regression"):
+        task.spec = DataSpec(("y",), (0.0,), (1.0,), classes=("50001", "50002"))
+
+
 class Guess(Model):
     """Without a solve: of every value 0.5 less than it is, of every row its last value as a score."""
 
@@ -115,7 +121,7 @@ CLASSES, NUMBERS = torch.tensor([0, 1, 1, 1, 0]), torch.arange(5.0).double()[:, 
 )
 def test_the_loss_of_a_split_is_that_of_all_its_rows_however_it_is_cut(made, target):
     task, losses = made(Guess(), torch.optim.SGD), []
-    task.spec, rows = DataSpec(("y",), (0.0,), (1.0,), classes=("a", "b"), class_weights=(1.25, 5 / 6)), split(target)
+    task.spec, rows = DataSpec(("y",), (0.0,), (1.0,), class_weights=(1.25, 5 / 6)), split(target)
     for size in (1, 2, 5):
         task._averages = Averages()
         for part in EvaluationBatches(rows, size):
