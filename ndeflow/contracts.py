@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     ys: (B, T, C) values in the model's units; 0 where `mask` is False.
     mask: (B, T, C) bool, observed; False on padding.
     seen: (B, T, C) bool, a subset of `mask`: what a model may read. `mask & ~seen` is what is scored.
-    target: (B,) int64 classes, (B, K) floats, or None.
+    target: (B,) int64 classes, (B, K) floats in the data's units, or None.
     inputs: (B, S) or None.
     index: (B,) int64, the row's place in the whole data set: the key of its noise.
     """
@@ -74,6 +74,7 @@ class DataSpec:
     statics: names of `inputs`. class_weights: one a class, mean 1 over the training rows; empty otherwise.
     time_origin: what was subtracted from all times, in the data's unit; None: from each series its first time.
     statics_mean, statics_std: of the training rows' `inputs`; empty where these were not standardised.
+    target_mean, target_std: of the numbers to regress, likewise: a model gives (target - mean) / std.
     """
 
     channels: tuple[str, ...]
@@ -87,6 +88,8 @@ class DataSpec:
     time_origin: float | None = 0.0
     statics_mean: tuple[float, ...] = ()
     statics_std: tuple[float, ...] = ()
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, strings and numbers, fit for a checkpoint loaded with weights_only=True."""
@@ -104,6 +107,14 @@ class DataSpec:
     def to_model_units(self, y: Tensor) -> Tensor:
         """(y - mean) / std over the last dimension. y: (..., C)."""
         return (y - y.new_tensor(self.mean)) / y.new_tensor(self.std)
+
+    def target_to_data_units(self, z: Tensor) -> Tensor:
+        """What a model gives of targets, z (..., K), in the data's own units."""
+        return z * z.new_tensor(self.target_std) + z.new_tensor(self.target_mean) if self.target_std else z
+
+    def target_to_model_units(self, y: Tensor) -> Tensor:
+        """Targets y (..., K) as a model is to give them."""
+        return (y - y.new_tensor(self.target_mean)) / y.new_tensor(self.target_std) if self.target_std else y
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def rows(
     shape = output.prediction.shape[1:] if output.draws else output.prediction.shape
     if shape[:2] == batch.ts.shape and len(shape) == 3:
         return series_rows(output, batch, spec, ids, times, forecast=forecast)
-    return class_rows(output, spec, ids) if spec.classes else number_rows(output, ids)
+    return class_rows(output, spec, ids) if spec.classes else number_rows(output, spec, ids)
 
 
 def unknown_where_failed(output: Output) -> Output:
@@ -54,11 +54,12 @@ def class_rows(output: Output, spec: DataSpec, ids: Sequence[str]) -> Rows:
     ]
 
 
-def number_rows(output: Output, ids: Sequence[str]) -> Rows:
+def number_rows(output: Output, spec: DataSpec, ids: Sequence[str]) -> Rows:
     """id, prediction (prediction_0, prediction_1, ... where there are several); with draws their quantiles too."""
-    size = output.prediction.shape[-1]
+    values = spec.target_to_data_units(output.prediction.cpu().double())
+    size = values.shape[-1]
     names = ["prediction"] if size == 1 else [f"prediction_{k}" for k in range(size)]
-    cells = summaries(output.prediction, names, [1.0] * size, output)
+    cells = summaries(values, names, spec.target_std or (1.0,) * size, output)
     return [{"id": name, **own} for name, own in zip(ids, cells, strict=True)]
 
 

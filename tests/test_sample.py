@@ -230,6 +230,25 @@ def test_classes_are_named_with_their_probabilities(classifier, tmp_path):
     assert [row["prediction"] for row in one_by_one] == [row["prediction"] for row in rows]
 
 
+@pytest.mark.parametrize(("standardise", "expected"), [(True, 50001.5), (False, 1.0)])
+def test_regressed_numbers_are_in_data_units(tmp_path, standardise, expected):
+    """A prediction of 1 everywhere: of 1 standard deviation above the mean where the targets were standardised."""
+    lines = [f"{i},{k},{k * i},{'train' if i < 8 else 'val test'.split()[i % 2]},{50000 + 1.5 * (-1) ** i}"
+             for i in range(12) for k in range(4)]  # fmt: skip
+    path = write(tmp_path / "train.csv", "id,time,x,split,level", *lines)
+    layout = {"target": "level", "standardise": standardise}
+    config = {
+        "model": {"channels": 1, "outputs": 1, **SMALL},
+        "task": {"_target_": "ndeflow.tasks.Regression"},
+        "data": {"_target_": "ndeflow.data.Files", "path": str(path), "seen": None, **layout},
+    }
+    model = CDEClassifier(1, 1, **SMALL)
+    nn.init.zeros_(model.readout.weight)
+    nn.init.ones_(model.readout.bias)
+    run = save(tmp_path / "run", model, Files(path, **layout), config)
+    assert {float(row["prediction"]) for row in sample(tmp_path, f"run={run}")} == {expected}
+
+
 def test_the_layout_of_a_new_file_may_differ(classifier, tmp_path):
     new = write(tmp_path / "new.csv", "name,time,x", "q,0,1.5", "q,1,2")
     arguments = ["data.sep=,", "data.decimal=.", "data.id_column=name"]

@@ -42,9 +42,10 @@ class DataModule(LightningDataModule, ABC):
     batch_size, eval_batch_size: rows a batch and rank (evaluation: four times the batch size by default).
     seed: of the training order. split_seed: of the split by row. seen: what a model may read, by default
     everything where there are targets, else the first observed time. standardise: values (and inputs) to mean 0
-    and standard deviation 1 of the training rows' observed values. time_scale: length of the model's time unit in
-    the data's own; None: the median gap of the training rows. drop, drop_seed, per_channel: leave out that
-    fraction of the observations of all splits (see `ndeflow.data.drop`). trim: cut each batch to its longest row.
+    and standard deviation 1 of the training rows' observed values, and let models give numbers to regress in such
+    units. time_scale: length of the model's time unit in the data's own; None: the median gap of the training rows.
+    drop, drop_seed, per_channel: leave out that fraction of the observations of all splits (see `ndeflow.data.drop`).
+    trim: cut each batch to its longest row.
 
     A subclass states what it knows of its data in the attributes below, at the latest in `series`.
     """
@@ -212,6 +213,7 @@ class DataModule(LightningDataModule, ABC):
             check_varying(std, channels)
         classes = () if rows.labels is None else known_classes(rows.labels, parts)
         statics_mean, statics_std = input_statistics(train.inputs if self.standardise else None)
+        target_mean, target_std = target_statistics(train.target if self.standardise else None)
         return DataSpec(
             channels=channels,
             mean=mean if self.standardise else (0.0,) * size,
@@ -224,4 +226,15 @@ class DataModule(LightningDataModule, ABC):
             statics=self.input_names or tuple(f"s{i}" for i in range(inputs)),
             statics_mean=statics_mean,
             statics_std=statics_std,
+            target_mean=target_mean,
+            target_std=target_std,
         )
+
+
+def target_statistics(target: list[str] | Tensor | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each number to regress (N, K), 1 where it is constant; empty for classes."""
+    if not isinstance(target, Tensor):
+        return (), ()
+    origin = target[0]  # less which a constant is 0 without rounding
+    mean, std = input_statistics(target - origin)
+    return tuple((origin + origin.new_tensor(mean)).tolist()), std

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ndeflow import plots
 from ndeflow.contracts import Batch, DataSpec, Output, Regularizer
-from ndeflow.metrics import Weighted
+from ndeflow.metrics import Weighted, wide
 from ndeflow.models.base import Model
 from ndeflow.tasks.base import Optimizer, Scheduler, Task
 from ndeflow.tasks.losses import SeriesLoss, SquaredError
@@ -141,7 +141,11 @@ class Classification(Task):
 
 @final
 class Regression(Task):
-    """A number, or K of them, for every series: mean squared error of predictions (B, K); draws are averaged."""
+    """A number, or K of them, for every series: mean squared error of predictions (B, K); draws are averaged.
+
+    In model units: of targets with mean 0 and standard deviation 1 where the data are standardised. The metric rmse is
+    in the data's own.
+    """
 
     def check(self, spec: DataSpec) -> None:
         super().check(spec)
@@ -152,17 +156,19 @@ class Regression(Task):
             )
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
-        return self._squares(output, batch).mean()
+        return self._errors(output, batch).square().mean()
 
     def metrics(self, output: Output, batch: Batch) -> dict[str, Tensor | Weighted]:
-        squares = self._squares(output, batch)
-        return {"rmse": Weighted(squares, torch.ones_like(squares), root=True)}
+        errors = wide(self._errors(output, batch))
+        scale = errors.new_tensor(self.spec.target_std or (1.0,))
+        return {"rmse": Weighted((errors * scale).square(), root=True)}
 
-    def _squares(self, output: Output, batch: Batch) -> Tensor:
+    def _errors(self, output: Output, batch: Batch) -> Tensor:
         mean = output.prediction.mean(dim=0) if output.draws else output.prediction
         if batch.target is None:
             raise ValueError("expected numbers to regress, got data without a target; set data.target")
-        return (mean - batch.target.reshape(mean.shape)).square()
+        target = self.spec.target_to_model_units(wide(batch.target).reshape(mean.shape))
+        return mean - target.to(batch.target.dtype)
 
 
 def check_scored(splits: Mapping[str, Batch], hiding: str) -> None:

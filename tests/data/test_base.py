@@ -151,8 +151,29 @@ def test_loaders_and_lightning_hooks() -> None:
     assert isinstance(moved, Batch) and moved.inputs is None
 
 
+def test_numbers_to_regress_keep_their_units_and_are_described() -> None:
+    target = torch.linspace(49000, 51000, 40, dtype=torch.float64)
+    series = ragged(40)._replace(target=target)
+    plain, data = Own(series), Own(series, standardise=True)
+    assert plain.spec.target_mean == plain.spec.target_std == ()
+    assert data.train.target is not None and data.train.target.equal(target[data.train.index, None].float())
+    z = data.spec.target_to_model_units(target[data.train.index, None])
+    assert abs(z.mean()) < 1e-9 and abs(z.std(correction=0) - 1) < 1e-9
+    torch.testing.assert_close(data.spec.target_to_data_units(z)[:, 0], target[data.train.index])
+    assert plain.spec.target_to_data_units(z) is z and plain.spec.target_to_model_units(z) is z
+
+
+def test_a_number_to_regress_that_is_the_same_everywhere_keeps_its_unit() -> None:
+    target = torch.tensor([50000.1, 0.0], dtype=torch.float64).repeat(40, 1)
+    target[:20, 1] = 4.0
+    spec = Own(ragged(40)._replace(target=target), standardise=True).spec
+    assert spec.target_mean[0] == 50000.1 and spec.target_std[0] == 1.0 and 1.5 < spec.target_std[1] <= 2.0
+
+
 def test_spec_survives_a_checkpoint() -> None:
     inputs = torch.randn(40, 2)
     spec = Own(ragged(40)._replace(inputs=inputs), standardise=True).spec
     assert DataSpec.from_dict(spec.to_dict()) == spec
+    older = {name: value for name, value in spec.to_dict().items() if not name.startswith("target_")}
+    assert DataSpec.from_dict(older) == spec
     assert spec.classes == ("0", "1", "2") and spec.statics == ("s0", "s1") and len(spec.statics_std) == 2

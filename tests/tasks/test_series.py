@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -79,6 +80,16 @@ def test_classes_are_no_numbers_to_regress():
     task = Regression(CDEClassifier(1, 2, hidden=3, width=4), torch.optim.SGD)
     with pytest.raises(ValueError, match=r"got the 2 classes 50001, 50002, \.\.\.; set data\.task=regression"):
         task.spec = DataSpec(("y",), (0.0,), (1.0,), classes=("50001", "50002"))
+
+
+def test_numbers_are_regressed_in_model_units_and_judged_in_their_own():
+    task, rows = Regression(Guess(), torch.optim.SGD), split(torch.tensor([[50000.0], [50002.0], [49999.0]]))
+    task.spec = DataSpec(("y",), (0.0,), (1.0,), target_mean=(50000.0,), target_std=(2.0,))
+    output = Output(torch.tensor([[0.0], [1.0], [0.5]]))
+    assert float(task.loss(output, rows)) == pytest.approx(1 / 3)
+    averages = Averages()
+    averages.add(task.metrics(output, rows))
+    assert averages.compute() == {"rmse": pytest.approx(2 / math.sqrt(3))}
 
 
 class Guess(Model):
