@@ -24,7 +24,7 @@ from ndeflow.training.trackers import finish
 
 PLACES = {"plots": "plots", "metrics": "metrics.csv", "checkpoint": "checkpoints/best.ckpt", "results": "results.json"}
 TITLES = {
-    "test/": "on the test split (best weights)",
+    "test/": "on the test split ({weights} weights)",
     "best/": "best validation",
     "reference/": "other methods on the test split",
     "train/": "a step of training",
@@ -134,10 +134,12 @@ def summary(folder: Path, config: dict[str, Any]) -> str:
     results = runs.read_json(folder / "results.json")
     shown = {name: value for name, value in results.items() if name != SWITCH}
     width = max((len(name.partition("/")[2]) for name in shown), default=0)
+    weights = "best" if any(name.startswith("best/") for name in results) else "last"
     lines = []
     for prefix, title in TITLES.items():
         found = {name.removeprefix(prefix): value for name, value in shown.items() if name.startswith(prefix)}
-        lines += ["", title, *[f"  {name:<{width}}  {value:.4g}" for name, value in found.items()]] if found else []
+        values = [f"  {name:<{width}}  {value:.4g}" for name, value in found.items()]
+        lines += ["", title.format(weights=weights), *values] if found else []
         lines += [*_outside(results), *_switched(results)] if found and prefix == "train/" else []
     prediction = runs.read_json(folder / "run.json").get("prediction")
     lines += ["", "a prediction", f"  {prediction}"] if prediction else []

@@ -118,7 +118,10 @@ def assembled(run: Run, trackers: Sequence[Any] = ()) -> Assembly:
 
 
 def test(run: Run, assembly: Assembly) -> dict[str, float]:
-    """Metrics of the best weights on the test split, what training cost, and what other methods reach there."""
+    """Metrics on the test split, what training cost, and what other methods reach there.
+
+    Of the best weights; the last where none were validated.
+    """
     best = run.folder / "checkpoints" / "best.ckpt"
     if best.exists():
         run.task.load_state_dict(read_checkpoint(best)["state_dict"])

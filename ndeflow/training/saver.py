@@ -58,7 +58,7 @@ class BestCheckpoint(ModelCheckpoint):
     Writing a checkpoint waits for the disk six times, as long as many steps of a small model take. So what is to be
     saved waits, in the memory of the CPU: it is written before the next whole checkpoint, which counts on it, and when
     training ends, of itself or not. A process that dies leaves the best weights of its last.ckpt; resumed, it finds the
-    later ones again.
+    later ones again. Training that ends without any validation leaves its last weights.
     """
 
     _waiting: tuple[str, dict[str, Any]] | None = None  # where to, and what
@@ -78,8 +78,9 @@ class BestCheckpoint(ModelCheckpoint):
     ) -> None:
         self._write(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.best_model_score is None:
+            self._save_checkpoint(trainer, self.format_checkpoint_name({}))
         self._write(trainer)
         trainer.strategy.barrier("best.ckpt")
 

@@ -86,3 +86,11 @@ def test_loggers_are_told_when_the_file_is_there(tmp_path):
     trainer.loggers = [*trainer.loggers, Told()]
     tiny.fit(trainer, tmp_path)
     assert Told.there and all(Told.there)
+
+
+def test_without_a_validation_the_last_weights_are_kept(tmp_path):
+    """Also where a first part without any left its own before."""
+    for epochs in (1, 2):
+        task = tiny.fit(tiny.make_trainer(tmp_path, epochs, limit_val_batches=0), tmp_path)
+        assert read_checkpoint(best_of(tmp_path))["global_step"] == 10 * epochs
+    tiny.assert_equal(tiny.best(tmp_path), task.state_dict())

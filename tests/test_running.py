@@ -1,0 +1,41 @@
+"""One run from request to results: nothing that was trained is lost, whatever the settings are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from ndeflow import request, running
+from ndeflow.load import read_run
+
+ONE = ("recipe=quickstart", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "quiet=true", "run_dir=run")
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Carries out a command line, of one epoch in the folder `run` where it does not say; its exit status."""
+    monkeypatch.setenv("NDEFLOW_RUN_DIR", "")  # restored afterwards
+    monkeypatch.setattr(running.gc, "freeze", lambda: None)
+    monkeypatch.setattr(running.warnings, "showwarning", running.warnings.showwarning)  # restored afterwards
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: running.run(request.read(words if "resume=run" in words else (*ONE, *words)))
+
+
+def results(folder) -> dict[str, float]:
+    return json.loads((folder / "run" / "results.json").read_text())
+
+
+@pytest.mark.parametrize("never", ["trainer.check_val_every_n_epoch=25", "+trainer.limit_val_batches=0"])
+def test_a_run_that_never_validates_keeps_its_last_weights(trained, tmp_path, capsys, never):
+    assert trained("trainer.max_epochs=2", never) == 0
+    found = read_run("run")
+    assert found.checkpoint.name == "best.ckpt"
+    assert torch.load(found.checkpoint, weights_only=True)["global_step"] == 2
+    assert "on the test split (last weights)" in capsys.readouterr().out
+
+
+def test_a_run_that_validates_says_that_its_weights_are_the_best(trained, capsys):
+    assert trained() == 0
+    assert "on the test split (best weights)" in capsys.readouterr().out
