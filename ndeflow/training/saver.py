@@ -146,6 +146,8 @@ class Saver(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._buffers = [(buffer, 0) for buffer in pl_module.buffers()]
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total
+        batches.ready = batches.completed  # a checkpoint counts its own batch, which is to come once more
         for logger in trainer.loggers:
             if isinstance(logger, TableLogger):
                 logger.rewind(trainer.global_step)

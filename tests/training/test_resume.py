@@ -85,3 +85,17 @@ def test_with_other_settings_of_the_trainer(tmp_path, settings):
     tiny.assert_same_run(
         b, tiny.fit(tiny.make_trainer(b, **settings), b).state_dict(), (expected, tiny.reproducible(a), tiny.best(a))
     )
+
+
+@pytest.mark.parametrize("stop", [6, 9, 10, 14])
+def test_validations_every_so_many_steps_come_when_they_would_have(tmp_path, stop):
+    settings = {"val_check_interval": 5, "check_val_every_n_epoch": None}
+    a, b = tmp_path / "a", tmp_path / "b"
+    expected = tiny.fit(tiny.make_trainer(a, 3, **settings), a).state_dict()
+    for step in (stop, stop + 2):
+        with pytest.raises(Interrupted):
+            signal_at = SignalAt("on_before_backward", step)
+            tiny.fit(tiny.make_trainer(b, 3, signal_at, every_seconds=0.0, **settings), b)
+    tiny.assert_same_run(
+        b, tiny.fit(tiny.make_trainer(b, 3, **settings), b).state_dict(), (expected, tiny.reproducible(a), tiny.best(a))
+    )
