@@ -73,6 +73,13 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, *args: Any) -> None:
         pass
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Wherever the run lay before: its files lie here now."""
+        path = self.format_checkpoint_name({})
+        best = dict(zip([path], state_dict["best_k_models"].values(), strict=False))
+        here = {"best_model_path": path, "kth_best_model_path": path, "best_k_models": best} if best else {}
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath, **here})
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from ndeflow.training.checkpoints import read_checkpoint
@@ -99,3 +100,19 @@ def test_validations_every_so_many_steps_come_when_they_would_have(tmp_path, sto
     tiny.assert_same_run(
         b, tiny.fit(tiny.make_trainer(b, 3, **settings), b).state_dict(), (expected, tiny.reproducible(a), tiny.best(a))
     )
+
+
+class Spoils(Callback):
+    """Makes all validations worse."""
+
+    def on_validation_start(self, trainer, pl_module) -> None:
+        torch.nn.init.constant_(list(pl_module.parameters())[-1], 1e3)
+
+
+def test_a_run_that_was_moved_keeps_its_best_weights(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    with pytest.raises(Interrupted):
+        tiny.fit(tiny.make_trainer(a, 5, SignalAt("on_before_backward", 13)), a)
+    a.rename(b)
+    tiny.fit(tiny.make_trainer(b, 5, Spoils()), b)
+    assert read_checkpoint(b / "checkpoints" / "best.ckpt")["global_step"] == 10
