@@ -31,8 +31,13 @@ TITLES = {
 }
 
 
-def completed(run: Run, assembly: Assembly, record: runs.Record, results: dict[str, float], prediction: str) -> None:
-    """Results, figures and the summary of a run that has ended. prediction: what one costs, in words."""
+def completed(
+    run: Run, assembly: Assembly, record: runs.Record, results: dict[str, float], words: dict[str, str]
+) -> None:
+    """Results, figures and the summary of a run that has ended.
+
+    words: for run.json, beside the results: `prediction`, what one costs, and `references`, why there are none.
+    """
     if not first_process():
         return
     runs.write_json(run.folder / "results.json", results)
@@ -43,7 +48,7 @@ def completed(run: Run, assembly: Assembly, record: runs.Record, results: dict[s
     assembly.table.save()
     write_figures({**curves(run), **pictures(run)}, run.folder / "plots", loggers)
     finish(loggers)
-    record.write("finished", overhead=assembly.recording.watch.overhead, prediction=prediction)
+    record.write("finished", overhead=assembly.recording.watch.overhead, **words)
     print(summary(run.folder, run.config))
 
 
@@ -141,8 +146,9 @@ def summary(folder: Path, config: dict[str, Any]) -> str:
         values = [f"  {name:<{width}}  {value:.4g}" for name, value in found.items()]
         lines += ["", title.format(weights=weights), *values] if found else []
         lines += [*_outside(results), *_switched(results)] if found and prefix == "train/" else []
-    prediction = runs.read_json(folder / "run.json").get("prediction")
-    lines += ["", "a prediction", f"  {prediction}"] if prediction else []
+    words = runs.read_json(folder / "run.json")
+    lines += ["", "a prediction", f"  {words['prediction']}"] if "prediction" in words else []
+    lines += ["", f"note: {words['references']}"] if "references" in words else []
     lines += _claim(config, results)
     lines += ["", "where", *[f"  {name:<10}  {folder / place}" for name, place in PLACES.items()]]
     return "\n".join([*lines, "", f"to predict with it: python -m ndeflow.sample run={folder}"])

@@ -101,7 +101,9 @@ def train(run: Run) -> int:
         assembly.trainer.fit(run.task, datamodule=run.data, ckpt_path=run.last)
         results = test(run, assembly)
         cost = predicting(run)
-        outcome.completed(run, assembly, record, {**results, **cost.results()}, str(cost))
+        others, words = compared(run)
+        results |= {**cost.results(), **others}
+        outcome.completed(run, assembly, record, results, {"prediction": str(cost), **words})
         return 0
     except Interrupted as stop:
         return outcome.interrupted(run, assembly, record, stop)
@@ -118,7 +120,7 @@ def assembled(run: Run, trackers: Sequence[Any] = ()) -> Assembly:
 
 
 def test(run: Run, assembly: Assembly) -> dict[str, float]:
-    """Metrics on the test split, what training cost, and what other methods reach there.
+    """Metrics on the test split, and what training cost.
 
     Of the best weights; the last where none were validated.
     """
@@ -132,7 +134,7 @@ def test(run: Run, assembly: Assembly) -> dict[str, float]:
     if not first_process():
         return found
     assembly.table.save()
-    return {**found, **training_cost(run.folder), **assembly.switching.results(), **references(run)}
+    return {**found, **training_cost(run.folder), **assembly.switching.results()}
 
 
 def predicting(run: Run) -> PredictionCost:
@@ -149,6 +151,18 @@ def training_cost(folder: Path) -> dict[str, float]:
               "train/seconds_outside": "time/seconds_outside"}  # fmt: skip
     values = {name: [row[key] for row in rows if math.isfinite(row.get(key, math.nan))] for name, key in wanted.items()}
     return {name: sum(found) / len(found) for name, found in values.items() if found}
+
+
+def compared(run: Run) -> tuple[dict[str, float], dict[str, str]]:
+    """The references; where they fail, none, and the words that say why: what was trained is not lost with them."""
+    if not first_process():
+        return {}, {}
+    try:
+        return references(run), {}
+    except Exception as error:
+        reason = f"what other methods reach could not be found: {outcome.described(error)}"
+        say(f"note: {reason}", FAILED)
+        return {}, {"references": reason}
 
 
 def references(run: Run) -> dict[str, float]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from importlib.util import module_from_spec, spec_from_file_location
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import t as student
 
 from ndeflow import resources
@@ -49,3 +51,10 @@ def test_a_fit_finds_the_process_again(garch):
     found = garch.fit(x)
     assert found.alpha == pytest.approx(0.1, abs=0.03) and found.beta == pytest.approx(0.8, abs=0.06)
     assert found.degrees == pytest.approx(8.0, abs=2.0) and found.nll(x) <= true.nll(x)
+
+
+def test_short_windows_are_compared_at_the_lags_that_they_have(garch):
+    days = torch.randn(2, 250, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    windows = days.unfold(1, 6, 6).flatten(0, 1)[..., None]
+    data = SimpleNamespace(blocks=lambda split: days, test=SimpleNamespace(ys=windows))
+    assert all(0 < value < 1 for value in garch.references(data, 0).values())

@@ -39,3 +39,15 @@ def test_a_run_that_never_validates_keeps_its_last_weights(trained, tmp_path, ca
 def test_a_run_that_validates_says_that_its_weights_are_the_best(trained, capsys):
     assert trained() == 0
     assert "on the test split (best weights)" in capsys.readouterr().out
+
+
+def test_references_that_fail_cost_nothing_but_themselves(trained, tmp_path, capsys, monkeypatch):
+    def failing(data):
+        raise ValueError("expected more days")
+
+    monkeypatch.setattr("ndeflow.data.measured.Record.references", failing)
+    assert trained("log_every=1") == 0
+    found, shown = results(tmp_path), capsys.readouterr()
+    assert "test/log_rmse" in found and not any(name.startswith("reference/") for name in found)
+    for text in (shown.err, shown.out):
+        assert "note: what other methods reach could not be found: expected more days" in text
