@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 
 from ndeflow import Brownian, FixedRungeKutta, RungeKutta, Solution, plots, solve
 from ndeflow.contracts import Batch, DataSpec
@@ -202,6 +203,26 @@ def test_confusion_matrix_counts():
 def test_many_classes_are_not_numbered():
     target = torch.arange(60)
     assert not plots.confusion_matrix(target, target, [f"class {i}" for i in range(60)]).axes[0].texts
+
+
+DOLLARS = ("$/m_$", "a$_$", "$")
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.confusion_matrix(torch.tensor([0, 2]), torch.tensor([0, 1]), DOLLARS),
+        lambda: plots.predictions(example(), torch.zeros(3, 12, 2), DataSpec(DOLLARS[:2], (0.0, 0.0), (1.0, 1.0))),
+        lambda: plots.phase_portrait(example(), torch.zeros(3, 12, 2), DataSpec(DOLLARS[:2], (0.0, 0.0), (1.0, 1.0))),
+        lambda: plots.sampled_paths(example(), example().ys, DataSpec(DOLLARS[:2], (0.0, 0.0), (1.0, 1.0))),
+        lambda: plots.learning_curves([{"step": 1.0, "val/loss": 1.0, "val/$/m_$": 1.0}]),
+    ],
+)
+def test_names_are_written_as_they_are_also_where_they_could_be_formulas(draw):
+    figure = draw()
+    drawn(figure)
+    written = [text.get_text() for text in figure.findobj(lambda artist: isinstance(artist, Text))]
+    assert any("$/m_$" in text for text in written) and not any("mathdefault" in text for text in written)
 
 
 def test_calibration_of_draws_from_the_truth_lies_on_the_diagonal():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ndeflow.contracts import Batch, DataSpec
 from ndeflow.metrics import lagged_correlation
-from ndeflow.plots.style import BLUE, INK, panels, styled
+from ndeflow.plots.style import BLUE, INK, logarithmic, panels, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,6 +52,8 @@ def _densities(panel: Axes, steps: dict[str, tuple[Tensor, str]]) -> None:
     values = np.concatenate([x.flatten().numpy() for x, _ in steps.values()])
     low, high = np.quantile(values, [0.0005, 0.9995])
     edges = np.linspace(low, high, 41)
-    for name, (x, colour) in steps.items():
-        panel.hist(x.flatten().numpy(), edges, density=True, histtype="step", color=colour, linewidth=1.4, label=name)
-    panel.set(title="density of increments", yscale="log", xlabel="increment")
+    look = {"density": True, "histtype": "step", "linewidth": 1.4}
+    drawn = [panel.hist(x.flatten().numpy(), edges, color=c, label=name, **look) for name, (x, c) in steps.items()]
+    heights = np.concatenate([heights for heights, *_ in drawn])
+    panel.set(title="density of increments", xlabel="increment")
+    logarithmic(panel.yaxis, heights.max() / heights[heights > 0].min())

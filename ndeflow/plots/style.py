@@ -23,6 +23,7 @@ RC: dict[str, Any] = {
     "savefig.facecolor": "white",
     "font.size": 9.5,
     "text.color": INK,
+    "text.parse_math": False,  # names of channels and classes may hold any signs
     "axes.labelcolor": INK,
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
@@ -101,14 +102,17 @@ def _columns(count: int, most: int = 5) -> int:
 
 
 def set_scale(axis: YAxis, *values: np.ndarray) -> None:
-    """Logarithmic where all values are positive and span over a factor of twenty; labels are plain numbers."""
+    """Logarithmic where all values are positive and span over a factor of twenty."""
+    known = np.concatenate([v[np.isfinite(v)] for v in values]) if values else np.empty(0)
+    if known.size and known.min() > 0 and known.max() / known.min() > 20:
+        logarithmic(axis, known.max() / known.min())
+
+
+def logarithmic(axis: YAxis, span: float) -> None:
+    """A logarithmic scale for values that span a factor of `span`; labels are plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    known = np.concatenate([v[np.isfinite(v)] for v in values]) if values else np.empty(0)
-    if not known.size or known.min() <= 0 or known.max() / known.min() <= 20:
-        return
     axis.axes.set_yscale("log")
-    few = known.max() / known.min() < 1000
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if span < 1000 else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
