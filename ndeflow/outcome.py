@@ -46,7 +46,7 @@ def completed(
     for logger in loggers:
         logger.log_metrics(final, assembly.trainer.global_step)
     assembly.table.save()
-    write_figures({**curves(run), **pictures(run)}, run.folder / "plots", loggers)
+    write_figures(_drawn(run), run.folder / "plots", loggers)
     finish(loggers)
     record.write("finished", overhead=assembly.recording.watch.overhead, **words)
     print(summary(run.folder, run.config))
@@ -110,16 +110,21 @@ def _kept(folder: Path) -> str:
 
 
 def _draw(run: Run, assembly: Assembly, *, predictions: bool = True) -> None:
-    """Figures of a run that ended early, as far as they can be drawn; then close the trackers."""
+    """Figures of a run that ended early; then close the trackers."""
+    with suppress(OSError):
+        write_figures(_drawn(run, predictions=predictions), run.folder / "plots", assembly.trainer.loggers)
+        finish(assembly.trainer.loggers, "failed")
+
+
+def _drawn(run: Run, *, predictions: bool = True) -> dict[str, Any]:
+    """The figures, as far as they can be drawn: none is worth a failure."""
     figures: dict[str, Any] = {}
     try:
         figures |= curves(run)
         figures |= pictures(run) if predictions else {}
-    except Exception as error:  # a figure is not worth a second failure
+    except Exception as error:
         say(f"note: not all figures could be drawn: {error}", FAILED)
-    with suppress(OSError):
-        write_figures(figures, run.folder / "plots", assembly.trainer.loggers)
-        finish(assembly.trainer.loggers, "failed")
+    return figures
 
 
 def curves(run: Run) -> dict[str, Any]:

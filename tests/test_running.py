@@ -46,8 +46,19 @@ def test_references_that_fail_cost_nothing_but_themselves(trained, tmp_path, cap
         raise ValueError("expected more days")
 
     monkeypatch.setattr("ndeflow.data.measured.Record.references", failing)
-    assert trained("log_every=1") == 0
+    assert trained() == 0
     found, shown = results(tmp_path), capsys.readouterr()
     assert "test/log_rmse" in found and not any(name.startswith("reference/") for name in found)
     for text in (shown.err, shown.out):
         assert "note: what other methods reach could not be found: expected more days" in text
+
+
+def test_a_figure_that_cannot_be_drawn_is_a_note(trained, tmp_path, capsys, monkeypatch):
+    def failing(*args, **options):
+        raise RuntimeError("no such colour")
+
+    monkeypatch.setattr("ndeflow.plots.predictions", failing)
+    assert trained("log_every=1") == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+    assert {path.stem for path in (tmp_path / "run" / "plots").iterdir()} == {"learning_curves", "evaluations"}
+    assert capsys.readouterr().err.strip() == "ndeflow: note: not all figures could be drawn: no such colour"
