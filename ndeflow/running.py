@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ndeflow import outcome, resources, runs
@@ -27,7 +28,6 @@ from ndeflow.training.assembly import Assembly, Settings, assemble, trainer_opti
 from ndeflow.training.checkpoints import CheckpointError, read_checkpoint
 from ndeflow.training.files import write_atomically
 from ndeflow.training.signals import Interrupted
-from ndeflow.training.table import read_table
 
 
 def run(request: Request) -> int:
@@ -134,7 +134,7 @@ def test(run: Run, assembly: Assembly) -> dict[str, float]:
     if not first_process():
         return found
     assembly.table.save()
-    return {**found, **training_cost(run.folder), **assembly.switching.results()}
+    return {**found, **training_cost(assembly.table.rows), **assembly.switching.results()}
 
 
 def predicting(run: Run) -> PredictionCost:
@@ -143,14 +143,23 @@ def predicting(run: Run) -> PredictionCost:
     return PredictionCost.of(run.task.model, moved(batch, run.task.model, run.task.device))
 
 
-def training_cost(folder: Path) -> dict[str, float]:
-    """Mean evaluations a training step, seconds a step and those of them outside training, from the table."""
-    rows = read_table(folder / "metrics.csv")
+def training_cost(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean evaluations a training step, seconds a step and those of them outside training, from the rows of the table.
+
+    A row of training has the means over the steps since the one before.
+    """
     wanted = {"train/nfe": "train/nfe", "train/backward_nfe": "train/backward_nfe",
               "train/seconds_per_step": "time/seconds_per_step",
               "train/seconds_outside": "time/seconds_outside"}  # fmt: skip
-    values = {name: [row[key] for row in rows if math.isfinite(row.get(key, math.nan))] for name, key in wanted.items()}
-    return {name: sum(found) / len(found) for name, found in values.items() if found}
+    trained = [row for row in rows if "train/learning_rate" in row]
+    steps = np.diff([row["step"] for row in trained], prepend=0.0)
+    found = {}
+    for name, key in wanted.items():
+        values = np.array([row.get(key, math.nan) for row in trained])
+        known = np.isfinite(values)
+        if known.any():
+            found[name] = float(np.average(values[known], weights=steps[known]))
+    return found
 
 
 def compared(run: Run) -> tuple[dict[str, float], dict[str, str]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 
 from ndeflow import request, running
 from ndeflow.load import read_run
+from tests.training.tiny_training import assert_equal
 
 ONE = ("recipe=quickstart", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "quiet=true", "run_dir=run")
 
@@ -62,3 +64,24 @@ def test_a_figure_that_cannot_be_drawn_is_a_note(trained, tmp_path, capsys, monk
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
     assert {path.stem for path in (tmp_path / "run" / "plots").iterdir()} == {"learning_curves", "evaluations"}
     assert capsys.readouterr().err.strip() == "ndeflow: note: not all figures could be drawn: no such colour"
+
+
+@pytest.mark.parametrize("none", ["trainer.max_epochs=0", "trainer.max_steps=0", "+trainer.limit_train_batches=0"])
+def test_a_run_without_a_step_is_an_evaluation(trained, tmp_path, none):
+    assert trained() == 0
+    before = results(tmp_path)
+    assert trained("run_dir=again", "init_from=run", none) == 0
+    after = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert after["test/log_rmse"] == before["test/log_rmse"] and "train/nfe" not in after
+    assert_equal(read_run("again").weights, read_run("run").weights)
+
+
+def test_what_training_cost_is_a_mean_over_steps():
+    """Not over rows, of which the last may be of fewer steps, and some are of a validation alone."""
+    rows = [
+        {"step": 10.0, "train/learning_rate": 1.0, "train/nfe": 6.0, "time/seconds_per_step": 1.0},
+        {"step": 11.0, "val/nfe": 100.0},
+        {"step": 12.0, "train/learning_rate": 1.0, "train/nfe": 12.0, "time/seconds_per_step": math.nan},
+    ]
+    assert running.training_cost(rows) == {"train/nfe": 7.0, "train/seconds_per_step": 1.0}
+    assert running.training_cost([]) == {}
