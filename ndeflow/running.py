@@ -44,9 +44,14 @@ def run(request: Request) -> int:
         return say(outcome.described(error), FAILED)
 
 
+HIGHER = ("val/accuracy", "val/log_likelihood")
+"""Metrics that are the better the larger they are."""
+
+
 def prepare(config: Any) -> Run | None:
     """A new run: its data, folder, task, in the order in which they fail cheaply; None where only a check was asked."""
     check_trainer(config)
+    check_monitor(config)
     data = make_data(config)
     if config.check:
         plain = resources.resolved(config)
@@ -200,6 +205,17 @@ def check_trainer(config: Any) -> None:
     for name in config.trainer:
         if f"trainer.{name}" not in known:
             raise ConfigError(f"no option 'trainer.{name}'{resources.near(f'trainer.{name}', known)}")
+
+
+def check_monitor(config: Any) -> None:
+    """Refuse to look at what is no metric of validation, or to keep the worst weights; raises ConfigError."""
+    monitor, mode = str(config.monitor), config.monitor_mode
+    if mode not in ("min", "max"):
+        raise ConfigError(f"expected monitor_mode to be min or max, got {mode}")
+    if not monitor.startswith("val/"):
+        raise ConfigError(f"expected monitor to be a metric of validation, such as val/loss, got {monitor}")
+    if monitor in HIGHER and mode == "min":
+        raise ConfigError(f"expected monitor_mode=max for {monitor}, which is better when larger, got min")
 
 
 def make_data(config: Any) -> DataModule:

@@ -85,3 +85,23 @@ def test_what_training_cost_is_a_mean_over_steps():
     ]
     assert running.training_cost(rows) == {"train/nfe": 7.0, "train/seconds_per_step": 1.0}
     assert running.training_cost([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["monitor=train/loss"], "expected monitor to be a metric of validation, such as val/loss, got train/loss"),
+        (["monitor_mode=up"], "expected monitor_mode to be min or max, got up"),
+        (["monitor=val/accuracy"], "expected monitor_mode=max for val/accuracy, which is better when larger, got min"),
+    ],
+)
+def test_a_monitor_that_makes_no_sense_is_refused_before_the_run(trained, tmp_path, capsys, words, line):
+    assert trained(*words) == 2
+    assert capsys.readouterr().err.strip() == f"ndeflow: {line}" and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("patience", ["null", "3"])
+def test_a_monitor_that_no_validation_reports_is_refused_with_those_that_are(trained, capsys, patience):
+    assert trained("monitor=val/rsme", f"patience={patience}") == 1
+    known = "val/log_rmse, val/loss, val/nfe, val/rmse, val/z/rmse"
+    assert f"ndeflow: expected monitor to be one of {known}, got val/rsme" in capsys.readouterr().err

@@ -92,6 +92,7 @@ def assemble(
                 mode=settings.monitor_mode,
                 check_on_train_epoch_end=False,
                 check_finite=False,
+                strict=False,  # best.ckpt refuses what no validation reports
             )
         )
     trainer = pl.Trainer(

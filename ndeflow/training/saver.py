@@ -98,6 +98,13 @@ class BestCheckpoint(ModelCheckpoint):
         except OSError as error:  # why training ended matters more
             _log.warning("the best weights could not be written: %s", error)
 
+    def _monitor_candidates(self, trainer: pl.Trainer) -> dict[str, Tensor]:
+        found = super()._monitor_candidates(trainer)
+        if self.monitor not in found:
+            known = ", ".join(sorted(name for name in found if name.startswith("val/")))
+            raise ValueError(f"expected monitor to be one of {known}, got {self.monitor}")
+        return found
+
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)  # on all processes
         self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
