@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ndeflow import outcome, resources, runs
+from ndeflow.contracts import DataSpec
 from ndeflow.cost import PredictionCost
 from ndeflow.data import DataModule, MissingData
 from ndeflow.data.loader import moved
@@ -25,7 +26,7 @@ from ndeflow.runs import FAILED, MISSING, MISUSED, Run, first_process, say
 from ndeflow.tasks import Task
 from ndeflow.training import provenance
 from ndeflow.training.assembly import Assembly, Settings, assemble, trainer_options
-from ndeflow.training.checkpoints import CheckpointError, read_checkpoint
+from ndeflow.training.checkpoints import KEY, CheckpointError, read_checkpoint
 from ndeflow.training.files import write_atomically
 from ndeflow.training.signals import Interrupted
 
@@ -78,12 +79,13 @@ def resume(request: Request, folder: Path) -> Run | None:
         print(outcome.summary(folder, resources.resolved(config)))
         return None
     runs.share(folder)
-    if last.exists():
-        read_checkpoint(last)
-    else:
+    known = read_checkpoint(last)[KEY]["spec"] if last.exists() else None
+    if known is None:
         (folder / "metrics.csv").unlink(missing_ok=True)
     check_trainer(config)
     data = make_data(config)
+    if known is not None:
+        check_same(DataSpec.from_dict(known), data.spec, folder)
     resources.update(config, run_dir=str(folder))
     plain = resources.resolved(config)
     task = make_task(plain, data)
@@ -226,6 +228,26 @@ def make_data(config: Any) -> DataModule:
     data.setup()
     resources.update(config, sizes=data.sizes)
     return data
+
+
+def check_same(known: DataSpec, spec: DataSpec, folder: Path) -> None:
+    """Refuse to go on with other data than a run began with; raises ConfigError with what differs.
+
+    Numbers may differ by what a machine rounds.
+    """
+    now = spec.to_dict()
+    other = [name for name, before in known.to_dict().items() if not _near(before, now[name])]
+    if other:
+        raise ConfigError(
+            f"expected the data that the run began with, got others (of another {', '.join(other)}); bring those back, "
+            f"or begin a new run from its weights: init_from={folder}"
+        )
+
+
+def _near(a: Any, b: Any) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_near, a, b))
+    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) if isinstance(a, float) and isinstance(b, float) else a == b
 
 
 def make_task(config: dict[str, Any], data: DataModule) -> Task:

@@ -12,7 +12,7 @@ from ndeflow import request, running
 from ndeflow.load import read_run
 from tests.training.tiny_training import assert_equal
 
-ONE = ("recipe=quickstart", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "quiet=true", "run_dir=run")
+ONE = ("trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "quiet=true", "run_dir=run")
 
 
 @pytest.fixture
@@ -22,7 +22,14 @@ def trained(tmp_path, monkeypatch):
     monkeypatch.setattr(running.gc, "freeze", lambda: None)
     monkeypatch.setattr(running.warnings, "showwarning", running.warnings.showwarning)  # restored afterwards
     monkeypatch.chdir(tmp_path)
-    return lambda *words: running.run(request.read(words if "resume=run" in words else (*ONE, *words)))
+
+    def carried_out(*words: str) -> int:
+        if "resume=run" in words:
+            return running.run(request.read(words))
+        chosen = () if "data=files" in words else ("recipe=quickstart",)
+        return running.run(request.read((*chosen, *ONE, *words)))
+
+    return carried_out
 
 
 def results(folder) -> dict[str, float]:
@@ -105,3 +112,19 @@ def test_a_monitor_that_no_validation_reports_is_refused_with_those_that_are(tra
     assert trained("monitor=val/rsme", f"patience={patience}") == 1
     known = "val/log_rmse, val/loss, val/nfe, val/rmse, val/z/rmse"
     assert f"ndeflow: expected monitor to be one of {known}, got val/rsme" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_data(trained, tmp_path, capsys):
+    def write(shift: float) -> None:
+        rows = [f"{i},{t},{shift + math.sin(i + t)}" for i in range(12) for t in range(8)]
+        (tmp_path / "my.csv").write_text("\n".join(["id,time,x", *rows]))
+
+    write(0.0)
+    words = ("data=files", "data.path=my.csv", "task=forecasting", "model=ode_forecaster")
+    assert trained(*words) == 0
+    write(1.0)
+    assert trained("resume=run", "trainer.max_epochs=2") == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "expected the data that the run began with, got others (of another mean)" in line and "init_from=run" in line
+    write(0.0)
+    assert trained("resume=run", "trainer.max_epochs=2") == 0
