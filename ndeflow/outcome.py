@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import sysconfig
 import traceback
 from contextlib import suppress
@@ -141,7 +142,8 @@ def pictures(run: Run) -> dict[str, Any]:
 
 def summary(folder: Path, config: dict[str, Any]) -> str:
     """What a run reached, what that means for its claim, and where everything lies."""
-    results = runs.read_json(folder / "results.json")
+    written = runs.read_json(folder / "results.json")
+    results = {name: math.nan if value is None else value for name, value in written.items()}
     shown = {name: value for name, value in results.items() if name != SWITCH}
     width = max((len(name.partition("/")[2]) for name in shown), default=0)
     weights = "best" if any(name.startswith("best/") for name in results) else "last"

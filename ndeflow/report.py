@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ndeflow.claims import Verdict
+from ndeflow.runs import finite
 
 BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
 REPRODUCED, NOT_REPRODUCED = "reproduced", "**NOT reproduced**"
@@ -52,7 +52,7 @@ class Result:
 
 def to_json(results: Sequence[Result]) -> str:
     """Everything known, as strict JSON: numbers that are not finite are null."""
-    return json.dumps(_finite([asdict(result) for result in results]), indent=1, allow_nan=False) + "\n"
+    return json.dumps(finite([asdict(result) for result in results]), indent=1, allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> list[Result]:
@@ -139,11 +139,3 @@ def _line(cells: Sequence[str]) -> str:
 
 def _code(text: str) -> str:
     return f"`{text}`" if text else ""
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(v) for name, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -151,8 +152,17 @@ def _made(folder: Path, *, exist_ok: bool) -> Path:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write plain values, as a whole."""
-    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
+    """Write plain values, as a whole; numbers that are not finite, which JSON does not have, as null."""
+    write_atomically(path, (json.dumps(finite(values), indent=2, allow_nan=False) + "\n").encode())
+
+
+def finite(value: Any) -> Any:
+    """Plain values with None for each number that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: finite(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from ndeflow import RungeKutta, SolveError, solve
-from ndeflow.outcome import described
+from ndeflow import RungeKutta, SolveError, runs, solve
+from ndeflow.outcome import described, summary
 
 
 class Fast(nn.Module):
@@ -45,3 +47,8 @@ def test_a_failed_solve_is_described_with_what_made_it_expensive(cause, batching
         assert not raised.value.partial.stats.error.requires_grad
     else:
         assert "judged by its steps" not in line and (raised.value.partial is None) == (cause == "non-finite")
+
+
+def test_a_result_that_is_no_number_is_shown_as_such(tmp_path):
+    runs.write_json(tmp_path / "results.json", {"test/loss": math.nan, "best/val/loss": 0.5})
+    assert "\n  loss      nan\n" in summary(tmp_path, {"name": "demo", "about": None, "expect": None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,8 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     (tmp_path / "config.yaml").touch()
     with pytest.raises(ValueError, match="resume="):
         runs.new_folder("demo", str(tmp_path))
+
+
+def test_numbers_that_are_not_finite_are_written_as_null(tmp_path):
+    runs.write_json(tmp_path / "x.json", {"a": math.nan, "b": [math.inf, 1.0], "c": {"d": "x"}})
+    assert runs.read_json(tmp_path / "x.json") == {"a": None, "b": [None, 1.0], "c": {"d": "x"}}
