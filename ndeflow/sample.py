@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ from ndeflow.models.trajectory import NeuralSDE
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.solution import SolveError
 from ndeflow.runs import FAILED, MISSING, MISUSED, say
-from ndeflow.selection import COLUMNS, to_predict
+from ndeflow.selection import COLUMNS, is_files, to_predict
 from ndeflow.training.files import write_atomically
 
 USAGE = """python -m ndeflow.sample run=DIR [option=value ...]
@@ -42,6 +43,7 @@ data.path=FILE     new series (CSV or Parquet); without it, the test split of th
                    A row without values asks for a prediction at its time. Where there is none, the model reads
                    what it read in training, and predicts the rest.
 data.id_column, data.time_column, data.sep, data.decimal: how the file is written; as in training by default
+data.min_observations, data.drop_short: ids with fewer times are refused, or left out; as in training by default
 out=FILE           predictions.csv by default
 draws=N            sampled paths of a stochastic model; as in training by default
 count=N            points to draw where the run is a density's or a diffusion's, 1000
@@ -59,6 +61,8 @@ KEYS = (
     "seed",
     "trust",
     "data.path",
+    "data.min_observations",
+    "data.drop_short",
     *(f"data.{c}" for c in COLUMNS),
 )
 POINTS = 1000
@@ -70,7 +74,7 @@ class Request:
 
     run: Path
     path: Path | None
-    columns: dict[str, str]
+    columns: dict[str, Any]
     out: Path = Path("predictions.csv")
     draws: int | None = None
     count: int | None = None
@@ -96,7 +100,7 @@ def parse(arguments: Sequence[str]) -> Request:
     return Request(
         run=Path(given["run"]),
         path=Path(given["data.path"]) if "data.path" in given else None,
-        columns={name: given[f"data.{name}"] for name in COLUMNS if f"data.{name}" in given},
+        columns={name: given[f"data.{name}"] for name in COLUMNS if f"data.{name}" in given} | short_ids(given),
         out=Path(given.get("out", "predictions.csv")),
         draws=count(given, "draws", least=1) if "draws" in given else None,
         count=count(given, "count", least=1) if "count" in given else None,
@@ -111,6 +115,18 @@ def count(given: dict[str, str], key: str, *, least: int) -> int:
     if not given[key].isdecimal() or int(given[key]) < least:
         raise ValueError(f"expected {key}=N with a whole number of at least {least}, got {given[key]!r}")
     return int(given[key])
+
+
+def short_ids(given: dict[str, str]) -> dict[str, Any]:
+    """What the words say of ids with few times. Raises ValueError for a wrong value."""
+    found: dict[str, Any] = {}
+    if "data.min_observations" in given:
+        found["min_observations"] = count(given, "data.min_observations", least=1)
+    if "data.drop_short" in given:
+        if given["data.drop_short"] not in ("true", "false"):
+            raise ValueError(f"expected data.drop_short to be true or false, got {given['data.drop_short']!r}")
+        found["drop_short"] = given["data.drop_short"] == "true"
+    return found
 
 
 def sample(request: Request) -> str:
@@ -129,7 +145,7 @@ def sample(request: Request) -> str:
         raise ValueError(f"expected a density for count={request.count}, got {type(model).__name__}; leave count out")
     if request.draws is not None:
         set_draws(model, request.draws)
-    series = to_predict(run, request.path, request.columns, request.trust)
+    series = to_predict(run, request.path, written(run, request), request.trust)
     forecast = str(run.config.get("task", {}).get("_target_", "")).endswith(".Forecasting")
     found: predictions.Rows = []
     cost = ""
@@ -158,6 +174,13 @@ def sample_points(model: NormalizingFlow | ScoreModel, run: Run, request: Reques
         found = predictions.point_rows(model.sample(wanted, seed=request.seed), run.spec)
     write_csv(request.out, found)
     return f"wrote {wanted} points to {request.out} ({run.checkpoint})"
+
+
+def written(run: Run, request: Request) -> dict[str, Any]:
+    """How the file is to be read: of ids with few times as in training, where the request says nothing of them."""
+    data = run.config["data"]
+    trained = {name: data[name] for name in ("min_observations", "drop_short") if is_files(data) and name in data}
+    return trained | request.columns
 
 
 def available(device: str) -> torch.device:

@@ -27,7 +27,7 @@ from ndeflow.models import (
 )
 from ndeflow.sample import main
 from ndeflow.selection import length
-from ndeflow.training.checkpoints import write_checkpoint
+from ndeflow.training.checkpoints import read_checkpoint, write_checkpoint
 
 FORECAST = {"_target_": "ndeflow.tasks.Forecasting"}
 SMALL = {"hidden": 4, "width": 4}
@@ -110,6 +110,25 @@ def test_without_times_to_predict_the_model_reads_what_it_read_in_training(dated
     new = write(tmp_path / "new.csv", "id,time,x,y", *[f"a,{day(k)},1,2" for k in range(3)])
     rows = sample(tmp_path, f"run={dated[0]}", f"data.path={new}")
     assert [row["time"] for row in rows] == [day(1), day(2)]
+
+
+def test_ids_with_few_times_are_kept_refused_or_left_out_as_in_training_or_as_asked(dated, tmp_path, capsys):
+    run, _ = dated
+    new = write(tmp_path / "new.csv", "id,time,x,y", f"a,{day(0)},1,2", *[f"b,{day(k)},1,2" for k in range(2)])
+    words = [f"run={run}", f"data.path={new}"]
+    assert "expected at least 2; data.drop_short=true leaves out such ids" in refused(capsys, *words)
+    assert "drop_short to be true or false, got 'yes'" in refused(capsys, *words, "data.drop_short=yes")
+    assert "data.min_observations=N with a whole number" in refused(capsys, *words, "data.min_observations=few")
+    assert {row["id"] for row in sample(tmp_path, *words, "data.drop_short=true")} == {"b"}
+    assert "for 2 series" not in capsys.readouterr().out
+    sample(tmp_path, *words, "data.min_observations=1")
+    assert "for 2 series" in capsys.readouterr().out
+    kept = read_checkpoint(run / "checkpoints" / "best.ckpt")
+    config = yaml.safe_load(kept["ndeflow"]["config"])
+    kept["ndeflow"]["config"] = yaml.safe_dump({**config, "data": {**config["data"], "min_observations": 1}})
+    write_checkpoint(kept, run / "checkpoints" / "best.ckpt")
+    sample(tmp_path, *words)
+    assert "for 2 series" in capsys.readouterr().out
 
 
 def test_its_own_test_split(dated, tmp_path):

@@ -26,13 +26,13 @@ ORIGINS = ("id", "file")
 class Files(DataModule):
     """A CSV or Parquet file in long format: one row per (id, time); one id is one series, in one split.
 
-    path: the file. id_column, time_column, channels, target, statics, sep, decimal: see `Columns`.
+    path: the file. id_column, time_column, channels, target, statics, sep, decimal, min_observations, drop_short: see
+    `Columns`.
     task: how to read the target, "classification" or "regression"; None: regression where all targets are numbers
     and not all of them whole. time_origin: "id" sets each series' first time to 0, "file" the file's first time.
     time_scale: length of the model's time unit, in the unit of a numeric time column, or in seconds for dates;
-    None: the median gap of the training ids. min_observations, drop_short: ids with fewer times are refused, or
-    left out. Ids are split 70/15/15 with a fixed seed, stratified by class, unless a column `split` says
-    train, val or test. Values are standardised unless `standardise=False`.
+    None: the median gap of the training ids. Ids are split 70/15/15 with a fixed seed, stratified by class, unless a
+    column `split` says train, val or test. Values are standardised unless `standardise=False`.
 
     Raises ValueError naming the first offending line, before any training; `DataWarning` for what is odd.
     `ids[batch.index]` are the ids' names, once set up.
@@ -67,7 +67,8 @@ class Files(DataModule):
             )
         self.path, self.task, self.origin = Path(path), task, time_origin
         names = None if channels is None else tuple(channels)
-        self.columns = Columns(id_column, time_column, names, target, tuple(statics), sep, decimal)
+        self.columns = Columns(id_column, time_column, names, target, tuple(statics), sep, decimal,
+                               min_observations, drop_short)  # fmt: skip
         self.min_observations, self.drop_short = min_observations, drop_short
         self.ids: list[str] = []
 
@@ -150,7 +151,7 @@ def read_for(
     or an unknown class.
     """
     columns = replace(columns or Columns(), channels=spec.channels, statics=spec.statics)
-    long = read_long(path, columns, labelled=False)
+    long = read_long(path, columns, labelled=False, least=columns.min_observations, drop_short=columns.drop_short)
     if long.kind != spec.time_kind:
         raise ValueError(f"{path}: times are of kind '{long.kind}', but the model was trained on '{spec.time_kind}'")
     target = known_target(long, spec, columns.decimal, path)

@@ -21,6 +21,7 @@ class Columns:
 
     channels: names, in order; None: all columns left. target: a class label or number, constant within an id.
     statics: numbers constant within an id, the model's `inputs`. sep: one character, or "tab". decimal: "." or ",".
+    min_observations, drop_short: ids with fewer times are refused, or left out.
     A column named `split` is never a channel: it says train, val or test, one of them for each id.
     """
 
@@ -31,6 +32,8 @@ class Columns:
     statics: tuple[str, ...] = ()
     sep: str = ","
     decimal: str = "."
+    min_observations: int = 2
+    drop_short: bool = False
 
     def found_in(self, table: Table) -> tuple[str, ...]:
         """The channels. Raises ValueError for a column that the table lacks, or a channel without name."""
