@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ import numpy as np
 
 from ndeflow.data.table import Table
 
-MISSING = frozenset(["", "NA", "NaN", "nan", "null", "None"])
+MISSING = frozenset(["", "NA", "NaN", "nan", "NAN", "Nan", "null", "None"])
 EPOCH = datetime(1970, 1, 1)
 
 
@@ -35,10 +36,13 @@ def parsed(table: Table, column: str, cells: Sequence[str], decimal: str) -> np.
 
 
 def to_float(cell: str, decimal: str) -> float:
-    """Python's float, with the file's decimal mark and without digit separators."""
+    """Python's float, with the file's decimal mark and without digit separators; never NaN."""
     if "_" in cell or (decimal == "," and "." in cell):
         raise ValueError(cell)
-    return float(cell.replace(",", ".") if decimal == "," else cell)
+    value = float(cell.replace(",", ".") if decimal == "," else cell)
+    if math.isnan(value):
+        raise ValueError(cell)
+    return value
 
 
 def readable(cell: str, decimal: str) -> bool:
@@ -64,7 +68,10 @@ class Times(NamedTuple):
 
 
 def times(table: Table, column: str, decimal: str = ".") -> Times:
-    """A time column: finite numbers, or ISO 8601. Raises ValueError at the first unreadable or mixed cell."""
+    """A time column: finite numbers, or ISO 8601. Raises ValueError at the first unreadable or mixed cell.
+
+    Also where all cells are dates without hyphens: as numbers the last day of a month were 70 before the next day.
+    """
     cells = table.text(column)
     first = ""
     values = np.empty(len(cells))
@@ -76,7 +83,15 @@ def times(table: Table, column: str, decimal: str = ".") -> Times:
         first = first or kind
         if kind != first:
             raise table.error(row, f"times mix {sorted([first, kind])}")
+    if first == "number" and all(map(is_compact_date, cells)):
+        year, month, day = cells[0][:4], cells[0][4:6], cells[0][6:]
+        raise table.error(0, f"expected numbers or ISO 8601, got dates such as {cells[0]}; write {year}-{month}-{day}")
     return Times(values, first)
+
+
+def is_compact_date(cell: str) -> bool:
+    """Whether the text is YYYYMMDD of a day in the calendar."""
+    return len(cell) == 8 and cell.isdecimal() and one_date(cell) is not None
 
 
 def one_time(cell: str, decimal: str) -> tuple[float, str] | None:
@@ -85,13 +100,19 @@ def one_time(cell: str, decimal: str) -> tuple[float, str] | None:
         return (value, "number") if np.isfinite(value) else None
     except ValueError:
         pass
-    try:
-        date = datetime.fromisoformat(cell)
-    except ValueError:
+    date = one_date(cell)
+    if date is None:
         return None
     if date.tzinfo is None:
         return (date - EPOCH).total_seconds(), "naive"
     return (date.astimezone(UTC).replace(tzinfo=None) - EPOCH).total_seconds(), "zoned"
+
+
+def one_date(cell: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(cell)
+    except ValueError:
+        return None
 
 
 class Ids(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple, Unpack, final
 
@@ -91,7 +92,7 @@ class Files(DataModule):
 
 
 def target_of(long: LongTable, task: str | None, decimal: str, path: Path) -> list[str] | list[float] | None:
-    """Each id's class label, or number. Raises ValueError where an id has none, or no number to regress."""
+    """Each id's class label, or number. Raises ValueError where an id has none, or no finite number to regress."""
     if long.target is None:
         return None
     texts = [text for text in long.target if text is not None]
@@ -104,6 +105,12 @@ def target_of(long: LongTable, task: str | None, decimal: str, path: Path) -> li
         raise ValueError(f"{path}: target of id '{name}': '{text}' is not a number; set data.task=classification")
     values = [] if words else [cells.to_float(text, decimal) for text in texts]
     if task == "regression" or (task is None and not all(value.is_integer() for value in values)):
+        infinite = [i for i, value in enumerate(values) if not isfinite(value)]
+        if infinite:
+            raise ValueError(
+                f"{path}: target of id '{long.ids[infinite[0]]}': expected a finite number, got "
+                f"'{texts[infinite[0]]}'; leave out the id"
+            )
         return values
     notice_classes(len(set(texts)))
     return list(texts)

@@ -131,7 +131,8 @@ def static(table: Table, column: str, groups: cells.Ids, decimal: str) -> np.nda
     texts = cells.of_id(table, column, groups, column)
     lacking = [name for name, text in zip(groups.names, texts, strict=True) if text is None]
     if lacking:
-        raise ValueError(f"{table.path}: no {column} for id(s) {lacking}")
+        first = int(np.flatnonzero(groups.codes == groups.names.index(lacking[0]))[0])
+        raise table.error(first, f"no {column} for id(s) {lacking}", column)
     return np.array([cells.to_float(text, decimal) for text in texts if text is not None])
 
 

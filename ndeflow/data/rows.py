@@ -58,6 +58,9 @@ def rows_of(series: Series) -> Rows:
     inputs = None if series.inputs is None else torch.as_tensor(series.inputs).detach().cpu().double()
     if inputs is not None and (inputs.dim() != 2 or len(inputs) != len(ts)):
         raise ValueError(f"expected inputs of shape ({len(ts)}, S), got {tuple(inputs.shape)}")
+    if inputs is not None and not inputs.isfinite().all():
+        row, place = (~inputs.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f"row {row}: expected finite inputs, got {inputs[row, place]}; leave out the row or the input")
     return Rows(ts, ys, list(mask.split(lengths)), rows_of_target(series.target, len(ts)), inputs)
 
 

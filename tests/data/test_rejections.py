@@ -68,6 +68,13 @@ def test_6_empty_id(tmp_path: Path) -> None:
     refused(written(tmp_path, changed(6, " ,0,1,p")), "line 6: empty id")
 
 
+def test_7_dates_without_hyphens_are_no_numbers(tmp_path: Path) -> None:
+    lines = [line.replace(",0,", ",20200131,").replace(",1,", ",20200201,") for line in GOOD]
+    refused(written(tmp_path, lines), "line 2: expected numbers or ISO 8601, got dates such as 20200131; write 2020-01")
+    lines[3] = lines[3].replace("20200201", "20200230")
+    assert Files(written(tmp_path, lines), target="target").sizes["length"] == 2
+
+
 @pytest.mark.parametrize("time", ["noon", "", "nan", "inf", "1_0"])
 def test_7_unreadable_time(tmp_path: Path, time: str) -> None:
     refused(written(tmp_path, changed(6, f"c,{time},1,p")), f"line 6: time '{time}' is neither a number nor ISO 8601")
@@ -86,7 +93,7 @@ def test_9_two_rows_at_one_time(tmp_path: Path) -> None:
     refused(written(tmp_path, changed(6, "a,0.0,5,p")), "line 6: id 'a' has two rows at time 0.0")
 
 
-@pytest.mark.parametrize("cell", ["<0.5", "n/a", "1_0"])
+@pytest.mark.parametrize("cell", ["<0.5", "n/a", "1_0", "-nan"])
 def test_10_text_in_a_channel(tmp_path: Path, cell: str) -> None:
     refused(written(tmp_path, changed(6, f"c,0,{cell},p")), f"line 6, column 'x': '{cell}' is not a number")
 
@@ -139,6 +146,12 @@ def test_14_a_target_that_is_no_number(tmp_path: Path) -> None:
     refused(written(tmp_path, GOOD), "target of id 'a': 'p' is not a number", task="regression")
 
 
+@pytest.mark.parametrize("task", ["regression", None])
+def test_14_a_target_that_is_not_finite(tmp_path: Path, task: str | None) -> None:
+    lines = [f"{line[:-1]}{'inf' if line[0] == 'c' else 0.5}" for line in GOOD]
+    refused(written(tmp_path, lines), "data.csv: target of id 'c': expected a finite number, got 'inf'", task=task)
+
+
 @pytest.mark.parametrize(("cell", "message"), [("", "has no value in"), ("3", "is constant in")])
 @pytest.mark.parametrize("standardise", [True, False])
 def test_15_channel_empty_or_constant_in_training(tmp_path: Path, cell: str, message: str, standardise: bool) -> None:
@@ -171,9 +184,10 @@ def test_a_row_index_is_no_channel(tmp_path: Path) -> None:
     refused(path, "column 1 has no name", target=None)
 
 
-def test_a_missing_static(tmp_path: Path) -> None:
-    path = written(tmp_path, ["a,0,1,50", "a,1,2,", "b,0,1,", "b,1,2,"], "id,time,x,age")
-    refused(path, "no age for id(s) ['b']", target=None, statics=["age"])
+@pytest.mark.parametrize("cell", ["", "NaN", "NAN", "Nan"])
+def test_a_missing_static(tmp_path: Path, cell: str) -> None:
+    path = written(tmp_path, ["a,0,1,50", "a,1,2,", f"b,0,1,{cell}", f"b,1,2,{cell}"], "id,time,x,age")
+    refused(path, "line 4, column 'age': no age for id(s) ['b']", target=None, statics=["age"])
 
 
 def test_a_column_that_is_not_there(tmp_path: Path) -> None:

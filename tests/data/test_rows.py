@@ -68,6 +68,8 @@ GOOD = Series(torch.arange(3.0).expand(2, 3), torch.zeros(2, 3, 1))
         (GOOD._replace(ys=[torch.zeros(3, 1), torch.tensor([[0.0], [0.0], [-float("inf")]])]), "row 1: infinite value"),
         (GOOD._replace(mask=torch.ones(2, 2, 1).bool()), "row 0: expected a mask of shape (3, 1), got (2, 1)"),
         (GOOD._replace(inputs=torch.zeros(3, 1)), "expected inputs of shape (2, S), got (3, 1)"),
+        (GOOD._replace(inputs=torch.tensor([[0.0], [NAN]])), "row 1: expected finite inputs, got nan"),
+        (GOOD._replace(inputs=torch.tensor([[0.0, -float("inf")], [1, 1]])), "row 0: expected finite inputs, got -inf"),
         (GOOD._replace(target=[1]), "expected one target a row, 2, got 1"),
         (Series([], []), "as many rows"),
     ],
