@@ -13,20 +13,25 @@ from ndeflow.resources import ConfigError
 CHANGEABLE = ("trainer", "logger", "quiet", "log_every", "save_every", "patience", "data.path", "data.root")
 """What may be given anew to a run that is resumed; all else would make it another run."""
 
-KINDS = (
-    ("seed", int, "a whole number"),
-    ("log_every", int, "a number of steps"),
-    ("patience", int, "a number of validations"),
-    ("save_every", (int, float), "a number of seconds"),
-    ("check", bool, "true or false"),
-    ("quiet", bool, "true or false"),
-    ("optimizer.lr", (int, float), "a number"),
-    ("trainer.devices", (int, str, list), "a number of processes"),
-    ("trainer.max_epochs", int, "a number of epochs"),
-    ("trainer.max_steps", int, "a number of steps"),
-    ("trainer.threads", int, "a number of threads"),
-    ("data.batch_size", int, "a number of rows"),
+KINDS: tuple[tuple[str, Any, str, float | None], ...] = (
+    ("seed", int, "a whole number", 0),
+    ("log_every", int, "a number of steps", 1),
+    ("patience", int, "a number of validations", 0),
+    ("save_every", (int, float), "a number of seconds", 0),
+    ("check", bool, "true or false", None),
+    ("quiet", bool, "true or false", None),
+    ("optimizer.lr", (int, float), "a number", None),
+    ("trainer.devices", (int, str, list), "a number of processes", None),
+    ("trainer.max_epochs", int, "a number of epochs", None),
+    ("trainer.max_steps", int, "a number of steps", None),
+    ("trainer.threads", int, "a number of threads", 1),
+    ("trainer.gradient_clip_val", (int, float), "a number", 0),
+    ("trainer.check_val_every_n_epoch", int, "a number of epochs", 1),
+    ("trainer.accumulate_grad_batches", int, "a number of batches", 1),
+    ("data.batch_size", int, "a number of rows", 1),
+    ("data.eval_batch_size", int, "a number of rows", 1),
 )
+"""Options of every run: what they must be, in words, and the least that they may be, if any."""
 
 
 @dataclass(frozen=True)
@@ -106,16 +111,18 @@ def _check(config: Any) -> None:
             known = ", ".join(sorted(path.stem for path in (resources.folder("configs") / key).glob("*.yaml")))
             raise ConfigError(f"expected {key}=NAME, got none; choose a recipe, or one of {known}")
     resources.resolved(config)
-    for key, kind, what in KINDS:
+    for key, kind, what, least in KINDS:
         value = resources.value(config, key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
             raise ConfigError(f"expected {key} to be {what}, got {value!r}")
+        if value is not None and least is not None and value < least:
+            raise ConfigError(f"expected {key} to be {what}, at least {least}, got {value!r}")
     references = resources.value(config, "references")
     if not isinstance(references, bool) and references not in resources.recipes():
         near = resources.near(str(references), resources.recipes())
         raise ConfigError(f"expected references to be true, false or the name of a recipe, got {references!r}{near}")
     seed = resources.value(config, "seed")
-    if not 0 <= seed < 2**32:
+    if seed >= 2**32:
         raise ConfigError(f"expected seed to be from 0 to {2**32 - 1}, got {seed}")
     epochs = resources.value(config, "trainer.max_epochs")
     if epochs is not None and epochs < -1:

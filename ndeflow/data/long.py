@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ class Columns:
     channels: names, in order; None: all columns left. target: a class label or number, constant within an id.
     statics: numbers constant within an id, the model's `inputs`. sep: one character, or "tab". decimal: "." or ",".
     min_observations, drop_short: ids with fewer times are refused, or left out.
+    Raises ValueError for a column that is two of channel, static and target: a model would read what it is to say.
     A column named `split` is never a channel: it says train, val or test, one of them for each id.
     """
 
@@ -34,6 +36,14 @@ class Columns:
     decimal: str = "."
     min_observations: int = 2
     drop_short: bool = False
+
+    def __post_init__(self) -> None:
+        twice = [name for name, n in Counter((*(self.channels or ()), *self.statics, self.target)).items() if n > 1]
+        if twice:
+            raise ValueError(
+                f"expected each column once in data.channels, data.statics and data.target, got {twice} twice; "
+                "leave all but one out"
+            )
 
     def found_in(self, table: Table) -> tuple[str, ...]:
         """The channels. Raises ValueError for a column that the table lacks, or a channel without name."""

@@ -195,6 +195,16 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
     refused(written(tmp_path, GOOD), "expected columns ['y']", channels=["x", "y"])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"channels": ["x", "x"]}, {"channels": ["x"], "target": "x"}, {"statics": ["x"], "target": "x"},
+     {"channels": ["x"], "statics": ["x"]}],
+)  # fmt: skip
+def test_a_column_that_is_two_things(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=re.escape("got ['x'] twice; leave all but one out")):
+        Files("data.csv", **options)
+
+
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(MissingData, match="no file .*; set data.path"):
         Files(tmp_path / "nothing.csv").setup()
