@@ -1,4 +1,4 @@
-"""What a command line asks for: read and checked before anything heavy is imported, so that a mistake shows at once."""
+"""What a command line asks for: read and checked before anything is made; at first without anything heavy imported."""
 
 from __future__ import annotations
 
@@ -52,8 +52,6 @@ def read(words: Sequence[str]) -> Request:
     others = [word for word in words if not word.startswith("resume=")]
     request = _resumed(Path(folders[-1]).expanduser(), others) if folders else _new(others)
     _check(request.config)
-    if request.resumed is None:
-        _check_numbers(others, request.config)
     return request
 
 
@@ -65,21 +63,6 @@ def _new(words: Sequence[str]) -> Request:
     if start and not start.exists():
         raise ConfigError(f"init_from: expected a run folder or a checkpoint, found nothing at {start}; see runs/")
     return Request(config)
-
-
-def _check_numbers(words: Sequence[str], config: Any) -> None:
-    """Refuse text where the option, left as it is, has a number."""
-    for word in words:
-        key = word.partition("=")[0]
-        given = resources.value(config, key)
-        if "." in key and isinstance(given, str):
-            usual = resources.value(resources.compose([other for other in words if other != word]), key)
-            if isinstance(usual, int | float):
-                raise ConfigError(f"expected {key} to be {_kind(usual)}, got {given!r}; it is {usual} by default")
-
-
-def _kind(value: float) -> str:
-    return "true or false" if isinstance(value, bool) else "a whole number" if isinstance(value, int) else "a number"
 
 
 def _resumed(folder: Path, words: Sequence[str]) -> Request:
@@ -110,7 +93,7 @@ def _check(config: Any) -> None:
         if config[key] is None or "_target_" not in config[key]:
             known = ", ".join(sorted(path.stem for path in (resources.folder("configs") / key).glob("*.yaml")))
             raise ConfigError(f"expected {key}=NAME, got none; choose a recipe, or one of {known}")
-    resources.resolved(config)
+    plain = resources.resolved(config)
     for key, kind, what, least in KINDS:
         value = resources.value(config, key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
@@ -127,3 +110,6 @@ def _check(config: Any) -> None:
     epochs = resources.value(config, "trainer.max_epochs")
     if epochs is not None and epochs < -1:
         raise ConfigError(f"expected trainer.max_epochs to be at least 1, or -1 for no limit, got {epochs}")
+    from ndeflow.options import check  # imports torch
+
+    check(config, plain)

@@ -49,13 +49,13 @@ def command(words: list[str]) -> int:
     if all("=" in word for word in words) and not named & {"recipe", "data", "resume"}:
         print(f"expected recipe=NAME, got none\n\n{listing()}\n\npython -m ndeflow.train --help tells more")
         return MISUSED
+    keep_compiled()  # before Lightning is imported, which settles on a temporary folder
     if sweep:
         from ndeflow.sweep import run_all
 
         return run_all(words)
     from ndeflow import request
 
-    keep_compiled()  # before Lightning is imported, which settles on a temporary folder
     asked = request.read(words)
     from ndeflow.running import run  # torch and all that takes seconds: only for a command that is understood
 
