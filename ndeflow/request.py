@@ -10,7 +10,10 @@ from typing import Any
 from ndeflow import resources
 from ndeflow.resources import ConfigError
 
-CHANGEABLE = ("trainer", "logger", "quiet", "log_every", "save_every", "patience", "data.path", "data.root")
+CHANGEABLE = (
+    *("trainer", "logger", "quiet", "log_every", "save_every", "patience", "references"),
+    *("data.path", "data.root"),
+)
 """What may be given anew to a run that is resumed; all else would make it another run."""
 
 KINDS: tuple[tuple[str, Any, str, float | None], ...] = (

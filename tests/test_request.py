@@ -1,0 +1,28 @@
+"""What a command line may ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ndeflow import request, resources
+from ndeflow.resources import ConfigError
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder of the quickstart, as far as a request reads it."""
+    config = request.read(["recipe=quickstart"]).config
+    (tmp_path / "config.yaml").write_text(resources.to_yaml(resources.resolved(config)))
+    return tmp_path
+
+
+def test_a_resumed_run_may_be_compared_with_other_references(run: Path) -> None:
+    asked = request.read([f"resume={run}", "references=vowels"])
+    assert asked.config.references == "vowels" and asked.changed
+
+
+def test_a_resumed_run_keeps_its_model(run: Path) -> None:
+    with pytest.raises(ConfigError, match="a resumed run keeps its model.width"):
+        request.read([f"resume={run}", "model.width=3"])
