@@ -36,6 +36,9 @@ KINDS: tuple[tuple[str, Any, str, float | None], ...] = (
 )
 """Options of every run: what they must be, in words, and the least that they may be, if any."""
 
+ROOTS = ("recipe", "data", "task", "trainer", "logger")
+"""The groups that a run reads itself; the others are read where a group refers to them, as in `solver: ${solver}`."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -55,6 +58,8 @@ def read(words: Sequence[str]) -> Request:
     others = [word for word in words if not word.startswith("resume=")]
     request = _resumed(Path(folders[-1]).expanduser(), others) if folders else _new(others)
     _check(request.config)
+    if request.resumed is None:
+        _check_read(others, request.config)
     return request
 
 
@@ -66,6 +71,16 @@ def _new(words: Sequence[str]) -> Request:
     if start and not start.exists():
         raise ConfigError(f"init_from: expected a run folder or a checkpoint, found nothing at {start}; see runs/")
     return Request(config)
+
+
+def _check_read(words: Sequence[str], config: Any) -> None:
+    """Refuse a group that is chosen though no part of the configuration refers to it."""
+    text, others = str(config), resources.groups() - {*ROOTS}
+    for word in words:
+        group, _, name = word.partition("=")
+        if group in others and name != "null" and f"${{{group}}}" not in text and f"${{{group}." not in text:
+            reader = "task" if group == "model" else "model or task"
+            raise ConfigError(f"expected a {reader} that reads {group}, got none; leave out {word}")
 
 
 def _resumed(folder: Path, words: Sequence[str]) -> Request:

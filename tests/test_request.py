@@ -26,3 +26,18 @@ def test_a_resumed_run_may_be_compared_with_other_references(run: Path) -> None:
 def test_a_resumed_run_keeps_its_model(run: Path) -> None:
     with pytest.raises(ConfigError, match="a resumed run keeps its model.width"):
         request.read([f"resume={run}", "model.width=3"])
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["interpolation=linear", "divergence=exact", "weighting=likelihood", "field=langevin",
+     "schedule=variance_preserving"],
+)  # fmt: skip
+def test_a_group_that_nothing_reads_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match=f"reads {word.partition('=')[0]}, got none; leave out {word}"):
+        request.read(["recipe=quickstart", word])
+
+
+def test_groups_that_are_read_may_be_chosen_or_left_out() -> None:
+    words = ["model=cde_classifier", "task=classification", "data=digits", "trainer=ddp", "logger=wandb"]
+    request.read([*words, "interpolation=linear", "solver=tsit5", "adjoint=direct", "regularizer=none", "field=null"])
