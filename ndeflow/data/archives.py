@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import Series
+from ndeflow.data import content
 from ndeflow.data.base import DataModule, OtherOptions
 from ndeflow.data.filling import linear_scores
 from ndeflow.data.notices import MissingData, installed
+from ndeflow.data.targets import is_number
 from ndeflow.data.visibility import Hidden
 
+TARGETS = ("classlabel", "targetlabel")
 INSTALL = "pip install --no-deps aeon==1.6.0"
 
 
@@ -65,27 +68,29 @@ def read_ts(path: str | Path) -> Series:
     """
     path = Path(path)
     header: dict[str, str] = {}
-    cases: list[list[str]] = []
+    target: list[str | float] = []
     ys: list[Tensor] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        line = line.strip()
+    for number, line in enumerate(content.text(path).splitlines(), start=1):
+        line, where = line.strip(), f"{path}: line {number}"
         if not line or line.startswith("#"):
             continue
         if line.startswith("@"):
             key, _, value = line[1:].partition(" ")
             header[key.lower()] = value.strip().lower()
+            if key.lower() in TARGETS and not value.strip():
+                raise ValueError(f"{where}: expected @{key} true or @{key} false, got no value")
             continue
         if "data" not in header:
-            raise ValueError(f"{path}: line {number}: expected @data before the first case")
-        cases.append(line.split(":"))
-        ys.append(one_case(cases[-1][: -1 if has_target(header) else None], f"{path}: line {number}"))
+            raise ValueError(f"{where}: expected @data before the first case")
+        channels = line.split(":")
+        if has_target(header):
+            target.append(one_target(channels.pop().strip(), where, regress=is_true(header, "targetlabel")))
+        ys.append(one_case(channels, where))
         if ys[-1].shape[1] != ys[0].shape[1]:
-            raise ValueError(f"{path}: line {number}: expected {ys[0].shape[1]} channels, got {ys[-1].shape[1]}")
+            raise ValueError(f"{where}: expected {ys[0].shape[1]} channels, got {ys[-1].shape[1]}")
     if not ys:
         raise ValueError(f"{path}: expected at least one case after @data")
-    last = [case[-1].strip() for case in cases]
-    target = [float(text) for text in last] if is_true(header, "targetlabel") else last
-    return Series([torch.arange(len(y)) for y in ys], ys, target=target if has_target(header) else None)
+    return Series([torch.arange(len(y)) for y in ys], ys, target=target or None)
 
 
 def is_true(header: Mapping[str, str], key: str) -> bool:
@@ -93,7 +98,14 @@ def is_true(header: Mapping[str, str], key: str) -> bool:
 
 
 def has_target(header: Mapping[str, str]) -> bool:
-    return is_true(header, "classlabel") or is_true(header, "targetlabel")
+    return any(is_true(header, key) for key in TARGETS)
+
+
+def one_target(text: str, where: str, *, regress: bool) -> str | float:
+    """A case's class label, or the finite number to regress. Raises ValueError where it is no such number."""
+    if regress and not is_number(text):
+        raise ValueError(f"{where}: expected a finite number to regress after the last ':', got '{text}'")
+    return float(text) if regress else text
 
 
 def one_case(channels: Sequence[str], where: str) -> Tensor:

@@ -27,6 +27,15 @@ def numbers(table: Table, column: str, decimal: str = ".") -> np.ndarray:
     return values
 
 
+def complete(table: Table, column: str) -> np.ndarray:
+    """As `numbers`, but a missing cell is refused too."""
+    values = numbers(table, column)
+    missing = np.flatnonzero(np.isnan(values))
+    if missing.size:
+        raise table.error(missing[0], "expected a number, got none; fetch the file anew", column)
+    return values
+
+
 def parsed(table: Table, column: str, cells: Sequence[str], decimal: str) -> np.ndarray:
     try:
         return np.array([np.nan if cell in MISSING else to_float(cell, decimal) for cell in cells])

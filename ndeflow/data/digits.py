@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Mapping
 from pathlib import Path
 from typing import final
@@ -12,6 +11,7 @@ import torch
 
 from ndeflow.contracts import Series
 from ndeflow.data.base import DataModule
+from ndeflow.data.content import text
 from ndeflow.data.notices import MissingData, installed
 
 INSTALL = "pip install scikit-learn"
@@ -54,9 +54,10 @@ class Digits(DataModule):
         path = self.path or installed("sklearn", "datasets/data/digits.csv.gz", INSTALL)
         if not path.is_file():
             raise MissingData(f"no file {path}; set data.path, or run: {INSTALL}")
+        content = text(path)
         try:
-            values = np.loadtxt(gzip.decompress(path.read_bytes()).decode().splitlines(), delimiter=",")
-        except (ValueError, OSError) as error:
+            values = np.loadtxt(content.splitlines(), delimiter=",")
+        except ValueError as error:
             raise ValueError(f"{path}: {error}; expected numbers separated by commas, compressed") from None
         if values.ndim != 2 or values.shape[1] != 65 or len(values) <= TESTED:
             raise ValueError(f"{path}: expected over {TESTED} rows of 64 pixels and a digit, got {values.shape}")

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ndeflow.contracts import Series
 from ndeflow.data.base import DataModule
+from ndeflow.data.cells import numbers
 from ndeflow.data.notices import MissingData, installed
+from ndeflow.data.table import read_csv
 from ndeflow.data.visibility import Visibility
 from ndeflow.metrics import gaussian_nll
 
@@ -93,10 +95,11 @@ class ElNino(DataModule):
         path = self.path or installed("statsmodels", "datasets/elnino/elnino.csv", INSTALL)
         if not path.is_file():
             raise MissingData(f"no file {path}; set data.path, or run: {INSTALL}")
-        table = np.genfromtxt(path, delimiter=",", skip_header=1)
-        if table.ndim != 2 or table.shape[1] != 1 + MONTHS:
-            raise ValueError(f"{path}: expected a year and {MONTHS} months a row, got a table of shape {table.shape}")
-        return torch.from_numpy(table[:, 1:].reshape(-1))
+        table = read_csv(path)
+        year, *months = table.columns
+        if len(months) != MONTHS:
+            raise ValueError(f"{path}: expected a year and {MONTHS} months a row, got the columns {[year, *months]}")
+        return torch.from_numpy(np.stack([numbers(table, month) for month in months], axis=1).reshape(-1))
 
     def references(self) -> dict[str, float]:
         """Test RMSE (deg C) of the months' training means (climatology), of the last seen month's departure from

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from ndeflow.contracts import Series
 from ndeflow.data.base import DataModule, OtherOptions
+from ndeflow.data.content import unpacked, whole
 from ndeflow.data.notices import MissingData
 
 INSTALL = (
@@ -39,7 +39,7 @@ class Images(DataModule):
 
     def series(self) -> Series | Mapping[str, Series]:
         arrays = self.arrays()
-        parts = [_series(images, labels) for images, labels in zip(arrays[::2], arrays[1::2], strict=True)]
+        parts = [_series(images, labels, self.root) for images, labels in zip(arrays[::2], arrays[1::2], strict=True)]
         return dict(zip(("train", "test"), parts, strict=True)) if len(parts) == 2 else parts[0]
 
     def arrays(self) -> list[np.ndarray]:
@@ -58,11 +58,7 @@ class Images(DataModule):
 def read_idx(path: str | Path) -> np.ndarray:
     """The array of bytes in an IDX file, which may be compressed with gzip. Raises ValueError for another file."""
     path = Path(path)
-    content = path.read_bytes()
-    try:
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path}: {error}; expected a whole file, fetch it anew") from None
+    content = unpacked(path)
     axes = content[AXES] if len(content) > AXES else 0
     start = 4 + 4 * axes
     if content[:3] != bytes((0, 0, UNSIGNED_BYTE)) or len(content) < start:
@@ -80,22 +76,26 @@ def _existing(root: Path, name: str) -> Path | None:
 
 
 def _npz(path: Path) -> list[np.ndarray]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            keys = next((keys for keys in PAIRS if set(keys) <= set(archive.files)), None)
-            if keys is None:
-                known = " or ".join(", ".join(keys) for keys in PAIRS)
-                raise ValueError(f"{path}: expected the arrays {known}, got {', '.join(archive.files)}")
-            return [archive[key] for key in keys]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: {error}; expected an .npz, fetch it anew") from None
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: expected an .npz, as numpy.savez writes it, got another file; fetch it anew")
+    with whole(path), np.load(path, allow_pickle=False) as archive:
+        names, read = archive.files, {name for keys in PAIRS for name in keys}
+        arrays = {name: archive[name] for name in names if name in read}
+    keys = next((keys for keys in PAIRS if set(keys) <= set(arrays)), None)
+    if keys is None:
+        known = " or ".join(", ".join(keys) for keys in PAIRS)
+        raise ValueError(f"{path}: expected the arrays {known}, got {', '.join(names)}")
+    return [arrays[key] for key in keys]
 
 
-def _series(images: np.ndarray, labels: np.ndarray) -> Series:
+def _series(images: np.ndarray, labels: np.ndarray, where: Path) -> Series:
     if images.ndim != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
         raise ValueError(
-            f"expected images (N, H, W) of bytes and as many labels, got {images.shape} of {images.dtype} and "
+            f"{where}: expected images (N, H, W) of bytes and as many labels, got {images.shape} of {images.dtype} and "
             f"{labels.shape}"
         )
+    wrong = [label for label in labels.tolist() if not isinstance(label, int | float) or label % 1]
+    if wrong:
+        raise ValueError(f"{where}: expected whole numbers as labels, got {wrong[0]!r}")
     values = torch.from_numpy(images.reshape(len(images), 1, -1).astype(np.float32) / 255)
     return Series(torch.zeros(len(values), 1), values, target=torch.from_numpy(labels.astype(np.int64)))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,30 +14,29 @@ from torch import Tensor
 
 from ndeflow.contracts import Series
 from ndeflow.data.base import DataModule
+from ndeflow.data.cells import complete
 from ndeflow.data.notices import MissingData, installed
-
-Row = Mapping[str, str]
+from ndeflow.data.table import read_csv
 
 
 @dataclass(frozen=True)
 class Source:
-    """A series in an installed package: its file there, the line that installs it, the value of a row of the file."""
+    """A series in an installed package: its file there, the line that installs it, a column, maybe less another."""
 
     package: str
     path: str
     install: str
-    value: Callable[[Row], float]
+    column: str
+    less: str | None = None
 
 
 SOURCES: Mapping[str, Source] = MappingProxyType(
     {
         "spread": Source(
-            "arch", "data/default/default.csv.gz", "pip install --no-deps arch==8.0.0",
-            lambda row: float(row["BAA"]) - float(row["AAA"]),
+            "arch", "data/default/default.csv.gz", "pip install --no-deps arch==8.0.0", "BAA", less="AAA",
         ),
         "tbill": Source(
-            "statsmodels", "datasets/macrodata/macrodata.csv", "pip install statsmodels",
-            lambda row: float(row["tbilrate"]),
+            "statsmodels", "datasets/macrodata/macrodata.csv", "pip install statsmodels", "tbilrate",
         ),
     }
 )  # fmt: skip
@@ -88,13 +85,10 @@ class Rates(DataModule):
         path = self.path or installed(self.source.package, self.source.path, self.source.install)
         if not path.is_file():
             raise MissingData(f"no file {path}; set data.path, or run: {self.source.install}")
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-        rows = csv.DictReader(text.splitlines())
-        try:
-            return torch.tensor([self.source.value(row) for row in rows], dtype=torch.float64)
-        except KeyError as error:
-            raise ValueError(f"{path}: expected a column {error}, got {rows.fieldnames}") from error
+        columns = [name for name in (self.source.column, self.source.less) if name is not None]
+        table = read_csv(path, needed=columns)
+        value, *less = (torch.from_numpy(complete(table, name)) for name in columns)
+        return value - less[0] if less else value
 
     def references(self) -> dict[str, float]:
         """Test NLL (nats a step) of Vasicek's, Cox, Ingersoll and Ross's and Brennan and Schwartz's process, and of a

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ndeflow.contracts import Series
 from ndeflow.data.base import DataModule
+from ndeflow.data.cells import complete
 from ndeflow.data.notices import MissingData, installed
+from ndeflow.data.table import read_csv
 
 INSTALL = "pip install --no-deps arch==8.0.0"
+PRICE = "Adj Close"
 PERIOD, TESTED = 250, 3  # days of a block, about a year; of three blocks the last is for the test
 
 
@@ -28,7 +30,8 @@ class Returns(DataModule):
     which every third is for the test: its calm and wild years are not those of one end of the record. Windows are of
     `days` returns, begin at every day and stay within a block; 15 % of the training windows, drawn at random, are for
     validation. The first value, 0, is seen. path: arch's sp500.csv.gz; None: the installed package's. Raises ValueError
-    for windows that fit into no block, MissingData with the install line if the file is not there.
+    for windows that fit into no block and for a file that is damaged or too short, MissingData with the install line
+    if the file is not there.
     """
 
     channel_names = ("log_price",)
@@ -68,12 +71,14 @@ class Returns(DataModule):
         path = self.path or installed("arch", "data/sp500/sp500.csv.gz", INSTALL)
         if not path.is_file():
             raise MissingData(f"no file {path}; set data.path, or run: {INSTALL}")
-        rows = csv.DictReader(gzip.decompress(path.read_bytes()).decode("utf-8-sig").splitlines())
-        try:
-            prices = [float(row["Adj Close"]) for row in rows]
-        except KeyError as error:
-            raise ValueError(f"{path}: expected a column {error}, got {rows.fieldnames}") from error
-        return torch.tensor(prices, dtype=torch.float64).log().diff()
+        table = read_csv(path, needed=(PRICE,))
+        prices, least = complete(table, PRICE), (TESTED - 1) * PERIOD + self.days + 1
+        wrong = np.flatnonzero(prices <= 0)
+        if wrong.size:
+            raise table.error(wrong[0], f"expected a positive price, got {prices[wrong[0]]:g}", PRICE)
+        if len(prices) < least:
+            raise ValueError(f"{path}: expected at least {least} prices, got {len(prices)}; give a longer record")
+        return torch.from_numpy(prices).log().diff()
 
 
 def _windows(blocks: list[Tensor], days: int) -> Series:

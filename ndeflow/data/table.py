@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ndeflow.data import content
 from ndeflow.data.notices import MissingData
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -54,25 +56,28 @@ def read_table(path: str | Path, *, sep: str = ",", decimal: str = ".") -> Table
     return read_parquet(path) if path.suffix in PARQUET_SUFFIXES else read_csv(path, sep)
 
 
-def read_csv(path: Path, sep: str) -> Table:
-    """UTF-8, with or without a byte-order mark; quotes as in RFC 4180; empty lines are passed over.
+def read_csv(path: Path, sep: str = ",", needed: Sequence[str] = ()) -> Table:
+    """A text file as `content.text` reads it; quotes as in RFC 4180; empty lines are passed over.
 
-    Raises ValueError for a file that is no such text, has no row, or a row of another width than its header.
+    Raises ValueError for a file that is no such text, lacks a needed column, has no row, or a row of another width
+    than its header.
     """
     rows: list[list[str]] = []
     lines: list[int] = []
+    reader = csv.reader(io.StringIO(content.text(path), newline=""), delimiter=sep)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=sep)
-            for row in reader:
-                if row:
-                    rows.append(row)
-                    lines.append(reader.line_num)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a UTF-8 text file ({error}); save it as CSV in UTF-8") from None
+        for row in reader:
+            if row:
+                rows.append(row)
+                lines.append(reader.line_num)
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {reader.line_num}: {error}; save it as CSV in UTF-8") from None
     if len(rows) < 2:
         raise ValueError(f"{path}: expected a header and at least one row, got {len(rows)} line(s)")
     header, body = [name.strip() for name in rows[0]], rows[1:]
+    lacking = [name for name in needed if name not in header]
+    if lacking:
+        raise ValueError(f"{path}: expected a column {lacking[0]!r}, got {header}")
     check_header(path, header)
     for row, line in zip(body, lines[1:], strict=True):
         if len(row) != len(header):

@@ -51,12 +51,22 @@ def test_numbers_to_regress_and_no_target(tmp_path: Path) -> None:
         ("@classLabel true a\n@data\n1,2:a\n1,2:3,4:a\n", "line 4: expected 1 channels, got 2"),
         ("@classLabel true a\n@data\n1,2:3:a\n", r"line 3: expected channels of one length, got \[2, 1\]"),
         ("@timestamps true\n@classLabel true a\n@data\n(0,1),(1,2):a\n", "line 4: .*time stamps are not read"),
+        ("@classLabel\n@data\n1,2:a\n", "line 1: expected @classLabel true or @classLabel false, got no value"),
+        ("@targetlabel true\n@data\n1,2:1\n1,2:x\n", "line 4: expected a finite number to regress .*, got 'x'"),
+        ("@targetlabel true\n@data\n1,2:inf\n", "a.ts: line 3: expected a finite number to regress .*, got 'inf'"),
         ("@classLabel true a\n@data\na\n", "line 3: expected channels and a target"),
     ],
 )
 def test_files_to_refuse(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_ts(written(tmp_path, "a.ts", text))
+
+
+def test_a_file_of_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "a.ts"
+    path.write_bytes("# gut\n# größe\n@data\n1,2\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="a.ts: line 2: not a UTF-8 text file"):
+        read_ts(path)
 
 
 def cases(rows: int, offset: float) -> str:

@@ -109,6 +109,17 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
         ElNino(path=path).setup()
 
 
+def test_a_cell_that_is_no_number_is_not_a_missing_one(tmp_path: Path) -> None:
+    path = tmp_path / "months.csv"
+    header = ",".join(["year", *(f"m{k}" for k in range(12))])
+    rows = [",".join([str(year), *["", "NA", *["1.5"] * 10]]) for year in range(1950, 2011)]
+    path.write_text("\n".join([header, *rows]))
+    assert ElNino(path=path).months().isnan().sum() == 61 * 2
+    path.write_text("\n".join([header, *rows, rows[-1].replace("NA", "x")]))
+    with pytest.raises(ValueError, match="months.csv: line 63, column 'm1': 'x' is not a number"):
+        ElNino(path=path).months()
+
+
 @pytest.mark.parametrize("options", [{"lead": 0}, {"validation_years": 45}, {"train_years": 61}, {"context": 500}])
 def test_options_that_cannot_be(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="expected"):

@@ -82,9 +82,23 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     np.savez(archive, pictures=drawn(4, 0)[0])
     with pytest.raises(ValueError, match="expected the arrays x_train"):
         Images(root=archive).arrays()
-    archive.write_bytes(archive.read_bytes()[:50])
-    with pytest.raises(ValueError, match="fetch it anew"):
+    np.savez_compressed(archive, images=drawn(400, 0)[0], labels=np.zeros(400, dtype=np.uint8))
+    content = archive.read_bytes()
+    for damaged in (content[:50], b"", idx(drawn(4, 0)[0]), content[:200] + bytes(200) + content[400:]):
+        archive.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"x.npz: expected .*fetch it anew"):
+            Images(root=archive).arrays()
+    with archive.open("wb") as file:
+        np.save(file, drawn(4, 0)[0])
+    with pytest.raises(ValueError, match=r"x.npz: expected an .npz"):
         Images(root=archive).arrays()
     np.savez(archive, images=drawn(4, 0)[0], labels=np.zeros(5, dtype=np.int64))
-    with pytest.raises(ValueError, match="as many labels"):
+    with pytest.raises(ValueError, match="x.npz: .*as many labels"):
         Images(root=archive).series()
+
+
+@pytest.mark.parametrize("labels", [["a", "b", "c", "d"], [0.0, 0.5, 1.0, 1.5], [0.0, 1.0, float("nan"), 1.0]])
+def test_labels_that_are_no_whole_numbers_are_refused(tmp_path: Path, labels: list[object]) -> None:
+    np.savez(tmp_path / "x.npz", images=drawn(4, 0)[0], labels=np.array(labels))
+    with pytest.raises(ValueError, match="expected whole numbers as labels, got ('a'|0.5|nan)"):
+        Images(root=tmp_path).series()

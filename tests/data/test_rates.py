@@ -73,6 +73,9 @@ def test_what_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         Rates(name="libor")
     with pytest.raises(ValueError, match="expected a column 'tbilrate'"):
         Rates(name="tbill", path=spreads(tmp_path)).values()
+    (tmp_path / "rates.csv").write_text("year,tbilrate\n1959,2.8\n1960,\n")
+    with pytest.raises(ValueError, match="rates.csv: line 3, column 'tbilrate': expected a number, got none"):
+        Rates(name="tbill", path=tmp_path / "rates.csv").values()
     with pytest.raises(MissingData, match="run: pip install statsmodels"):
         Rates(name="tbill", path=tmp_path / "no.csv").setup()
     monkeypatch.setattr("ndeflow.data.notices.find_spec", lambda name: None)

@@ -46,6 +46,33 @@ def test_blocks_shorter_than_a_window_are_left_out(tmp_path: Path) -> None:
     assert [len(b) for b in Returns(path=prices(tmp_path, 791), days=32).blocks("train")] == [250, 250, 40]
 
 
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("abc", "'abc' is not a number"),
+        ("", "expected a number, got none"),
+        ("-1", "expected a positive price, got -1"),
+    ],
+)
+def test_a_cell_that_is_no_price_is_refused_by_line(tmp_path: Path, cell: str, message: str) -> None:
+    path = prices(tmp_path)
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    lines[7] = f"1/4/1999,0.0,{cell}"
+    path.write_text("\n".join(lines))  # not compressed
+    with pytest.raises(ValueError, match=f"prices.csv.gz: line 8, column 'Adj Close': {message}"):
+        Returns(path=path).setup()
+
+
+def test_a_file_that_is_cut_off_or_too_short(tmp_path: Path) -> None:
+    path = prices(tmp_path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(ValueError, match="expected a whole file, got a damaged one .*; fetch it anew"):
+        Returns(path=path).setup()
+    with pytest.raises(ValueError, match="expected at least 533 prices, got 532; give a longer record"):
+        Returns(path=prices(tmp_path, 532), days=32).setup()
+    assert len(Returns(path=prices(tmp_path, 533), days=32).test.index) == 1
+
+
 def test_what_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="expected data.days from 2 to 250, got 1"):
         Returns(days=1)
