@@ -104,7 +104,7 @@ class CRPS(SeriesLoss):
         if not output.draws:
             raise ValueError(
                 "expected at least two draws for CRPS, got one prediction; set model.draws and model.eval_draws "
-                "to 2 or more, or use loss=squared_error"
+                "to 2 or more, or use criterion=squared_error"
             )
         return output.prediction
 
