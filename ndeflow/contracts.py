@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     ys: (B, T, C) values in the model's units; 0 where `mask` is False.
     mask: (B, T, C) bool, observed; False on padding.
     seen: (B, T, C) bool, a subset of `mask`: what a model may read. `mask & ~seen` is what is scored.
-    target: (B,) int64 classes, (B, K) floats in the data's units, or None.
+    target: (B,) int64 classes, (B, K) floats in the model's units, or None.
     inputs: (B, S) or None.
     index: (B,) int64, the row's place in the whole data set: the key of its noise.
     """

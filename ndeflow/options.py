@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, Unpack, get_args, get_origin, get_type_hints
@@ -30,14 +31,23 @@ def check(config: Any, plain: Mapping[str, Any], prefix: str = "") -> None:
 
 
 def parameters(target: str) -> dict[str, Any]:
-    """The annotations of a class's or function's parameters by name, those that it hands on to its bases included."""
+    """The annotations of a class's or function's parameters by name, those that it hands on to its bases included.
+
+    A parameter that is None by default may be None; one without annotation may be anything, whatever a base says.
+    """
+    found: dict[str, Any] = {}
     try:
-        found = located(target)
-        bases = found.__mro__ if isinstance(found, type) else ()
-        makers = [base.__init__ for base in reversed(bases) if "__init__" in vars(base)] or [found]
-        return {name: hint for maker in makers for name, hint in hints(maker).items()}
+        made = located(target)
+        bases = made.__mro__ if isinstance(made, type) else ()
+        for maker in [base.__init__ for base in reversed(bases) if "__init__" in vars(base)] or [made]:
+            own = hints(maker)
+            for name, parameter in signature(maker).parameters.items():
+                own.setdefault(name, Any)
+                own[name] = own[name] | None if parameter.default is None else own[name]
+            found |= own
     except Exception:  # of code that is not ours; whatever is wrong with it is told where the object is made
         return {}
+    return found
 
 
 def hints(maker: Any) -> dict[str, Any]:
@@ -66,6 +76,8 @@ def fits(value: Any, hint: Any) -> bool:
         return True
     if kind in ACCEPTED:
         return isinstance(value, ACCEPTED[kind]) and isinstance(value, bool) == (kind is bool)
+    if kind is tuple and inner[1:] not in ((), (...,)):
+        return isinstance(value, list) and len(value) == len(inner) and all(map(fits, value, inner))
     if kind in LISTS:
         each = inner[0] if inner else Any
         return isinstance(value, list) and all(fits(one, each) for one in value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def _check_read(words: Sequence[str], config: Any) -> None:
     text, others = str(config), resources.groups() - {*ROOTS}
     for word in words:
         group, _, name = word.partition("=")
-        if group in others and name != "null" and f"${{{group}}}" not in text and f"${{{group}." not in text:
+        if group in others and name != "null" and not re.search(rf"\$\{{[^{{}}]*\b{group}\b", text):
             reader = "task" if group == "model" else "model or task"
             raise ConfigError(f"expected a {reader} that reads {group}, got none; leave out {word}")
 

@@ -164,7 +164,7 @@ def training_cost(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for name, key in wanted.items():
         values = np.array([row.get(key, math.nan) for row in trained])
         known = np.isfinite(values)
-        if known.any():
+        if steps[known].any():
             found[name] = float(np.average(values[known], weights=steps[known]))
     return found
 

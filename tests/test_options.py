@@ -25,7 +25,7 @@ class Base:
 
 
 class Mine(Base):
-    def __init__(self, own: Unknown, width: float = 1.0, bare=None, **kwargs: Any) -> None: ...
+    def __init__(self, own: Unknown, width: float = 1.0, rate=0.5, gap: int = None, **kwargs: Any) -> None: ...  # noqa: RUF013
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,7 @@ class Mine(Base):
         (1, bool, False), (True, bool | None, True), ("a", str | Path, True), ("a", Path, True), (3, str, False),
         (["a"], Sequence[str], True), ("ab", Sequence[str], False), ([1], Sequence[str], False), ([1], list, True),
         ([0.9, 1], tuple[float, float], True), (["a", 1], tuple[float, float], False),
+        ([1, "b"], tuple[int, str], True), ([1], tuple[int, int], False), ([1, 2, 3], tuple[int, ...], True),
         ("sum", Literal["sum", "mean"], True), ("most", Literal["sum", "mean"], False),
         ("first", Visibility | None, False), ({"_target_": "ndeflow.data.First"}, Visibility | None, True),
         ("linear", Callable[[Tensor], Tensor] | None, False), ([1.0], Tensor, True), ("any", Any, True),
@@ -47,7 +48,8 @@ def test_what_a_value_fits(value: Any, hint: Any, expected: bool) -> None:
 
 def test_parameters_are_those_of_the_bases_too() -> None:
     found = parameters(f"{__name__}.Mine")
-    assert found["width"] is float and found["depth"] is int and found["own"] is Any and "bare" not in found
+    assert found["width"] is float and found["depth"] is int and found["own"] is Any
+    assert found["rate"] is Any and found["gap"] == int | None
     assert parameters("ndeflow.data.Files")["eval_batch_size"] == int | None
     assert parameters("torch.optim.Adam")["fused"] == bool | None
     assert parameters("nowhere.Nothing") == {}

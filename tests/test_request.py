@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from ndeflow import request, resources
 from ndeflow.resources import ConfigError
@@ -36,6 +37,15 @@ def test_a_resumed_run_keeps_its_model(run: Path) -> None:
 def test_a_group_that_nothing_reads_is_refused(word: str) -> None:
     with pytest.raises(ConfigError, match=f"reads {word.partition('=')[0]}, got none; leave out {word}"):
         request.read(["recipe=quickstart", word])
+
+
+@pytest.mark.parametrize(
+    "reference", ["${solver}", "${ solver }", "${..solver}", "${oc.select:solver}", "${solver.rtol}"]
+)
+def test_a_group_is_read_by_whatever_names_it(reference: str) -> None:
+    request._check_read(["solver=dopri5"], OmegaConf.create({"model": {"solver": reference}}))
+    with pytest.raises(ConfigError, match="reads solver, got none"):
+        request._check_read(["solver=dopri5"], OmegaConf.create({"model": {"solver": "solver"}}))
 
 
 def test_groups_that_are_read_may_be_chosen_or_left_out() -> None:

@@ -147,6 +147,8 @@ def to_batch(rows: Rows, spec: DataSpec, index: Tensor) -> Batch:
         inputs = (inputs - inputs.new_tensor(spec.statics_mean)) / inputs.new_tensor(spec.statics_std)
     real = torch.get_default_dtype()
     target = codes(rows.target, spec.classes) if isinstance(rows.target, list) else rows.target
+    if target is not None and spec.target_std:
+        target = spec.target_to_model_units(target.double())
     return Batch(
         ts=ts / spec.time_scale,
         ys=z.to(real),

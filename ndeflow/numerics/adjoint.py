@@ -13,7 +13,7 @@ from ndeflow.contracts import Problem
 from ndeflow.numerics import replay
 from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.masking import masked
-from ndeflow.numerics.origins import check_origins, check_unmoved
+from ndeflow.numerics.origins import check_apart, check_unmoved
 from ndeflow.numerics.purity import repeatable
 from ndeflow.numerics.reverse import CompiledReverse, EagerReverse
 from ndeflow.numerics.solution import ESTIMATES, Adjoint, Known, Solution, Solver
@@ -100,7 +100,7 @@ class Replay(torch.autograd.Function):
         ctx.tape = tape
         ctx.set_materialize_grads(False)
         ctx.count = 2 + len(tensors)
-        ctx.save_for_backward(edges, y0, *tensors, *tape.others)  # these so that they are not written to meanwhile
+        ctx.save_for_backward(edges, y0, *tensors, *tape.others)  # so that nobody writes to these meanwhile
         return tape.outputs(tape.trace)
 
     @staticmethod
@@ -110,8 +110,8 @@ class Replay(torch.autograd.Function):
         conditions = rest[: len(rest) - len(tape.parameters)]
         if torch.is_grad_enabled():
             check_unmoved(tape.system.problem, tape.parameters)
+            check_apart(inputs)
             outputs = tape.again(edges, y0, conditions)
-            check_origins(outputs, inputs)
             return None, *replay.grads(outputs, inputs, cotangents, create_graph=True)
         compiled = tape.system.compiled and not edges.requires_grad
         sweep = CompiledReverse if compiled else EagerReverse

@@ -18,7 +18,7 @@ from ndeflow.numerics.fixed import FixedRungeKutta
 from ndeflow.numerics.foreign import Foreign
 from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.norms import row_norms
-from ndeflow.numerics.origins import check_origins, check_unmoved
+from ndeflow.numerics.origins import Origins, check_unmoved
 from ndeflow.numerics.purity import repeatable
 from ndeflow.numerics.segments import Segments, wide
 from ndeflow.numerics.solution import Adjoint, Solution, Solver
@@ -113,19 +113,20 @@ class Sweep:
         conditions = [replay.detached(x) for x in rest[: len(rest) - len(self.parameters)]]
         system = replay.conditioned(self.system, conditions, self.system.segments.edges.detach())
         wanted = [x for x in (*conditions, *self.parameters) if x.requires_grad]
-        order, crossings = self._crossings(times.detach())
+        origins, (order, crossings) = Origins(system.problem), self._crossings(times.detach())
         states, adjoints = _in_order(packed, order), _in_order(cotangent, order)
         a, totals = adjoints[:, -1], [torch.zeros_like(x) for x in wanted]
         for i in reversed(range(states.shape[1] - 1)):
             y = system.state(states[:, i + 1])
             for crossing in crossings.get(i, []):
-                equation = AdjointEquation(system, crossing, y, a, wanted, totals, self.seminorm)
+                equation = AdjointEquation(system, crossing, y, a, wanted, totals, self.seminorm, origins)
                 with self.ambient():
                     trace = self.solver.march(equation)
                 y, a, totals = equation.unpack(trace.steps[-1].y)
             a = a + adjoints[:, i]
         at_times = self._times(system, packed, cotangent, times, a) if times.requires_grad else None
         self.backward_nfe[0] += system.calls
+        origins.check()
         found = iter(totals)
         others = [next(found) if x.requires_grad else None for x in (*conditions, *self.parameters)]
         return at_times, system.state(a), *others
@@ -200,6 +201,7 @@ class AdjointEquation(System):
         wanted: list[Tensor],
         totals: list[Tensor],
         seminorm: bool,
+        origins: Origins,
     ) -> None:
         super().__init__()
         self.system, self.piece, self.wanted = system, crossing.piece, wanted
@@ -210,7 +212,7 @@ class AdjointEquation(System):
         self.seminorm = seminorm
         edges = torch.arange(2, dtype=crossing.start.dtype, device=y.device)
         self.segments, self.dense, self.rows = Segments(edges), False, 1
-        self.checked = False
+        self.origins = origins
 
     def open(self) -> tuple[Tensor, Tensor]:
         return self.row, self.at(0).slope(self.row)
@@ -252,9 +254,7 @@ class AdjointEquation(System):
             y = y.detach().requires_grad_()
             leg = self.system if self.piece is None else self.system.on_piece(self.piece)
             rate = leg(now, leg.join(y, None))
-        if not self.checked:
-            check_origins([rate], [y, *self.wanted])
-            self.checked = True
+        self.origins.see([rate], [y, *self.wanted])
         found = replay.grads([rate], [y, *self.wanted], [a * length])
         slopes = [torch.zeros_like(x) if g is None else g for x, g in zip([y, *self.wanted], found, strict=True)]
         dy = leg.state(rate.detach() * length)

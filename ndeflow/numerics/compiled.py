@@ -42,6 +42,11 @@ class Program:
         self._guards = traced.guards(len(inputs))
         self._code = Code(graph)
 
+    @property
+    def used(self) -> list[int]:
+        """The places of the arguments that it reads."""
+        return self._code.used
+
     def fits(self, rows: int, inputs: Sequence[Tensor]) -> bool:
         """Whether it is right for these arguments, with so many rows."""
         return self._guards.hold(rows, inputs)
@@ -76,6 +81,11 @@ class Halves:
         self._front = Code(front)
         self._rests: dict[int, Code] = {}
 
+    @property
+    def used(self) -> list[int]:
+        """The places of the arguments that `front` reads."""
+        return self._front.used
+
     def fits(self, rows: int, inputs: Sequence[Tensor]) -> bool:
         """Whether it is right for these first arguments, with so many rows."""
         return self._guards.hold(rows, inputs)
@@ -100,11 +110,11 @@ class Halves:
 
 @final
 class Code:
-    """A graph as machine code; what an argument is not used for is not passed on."""
+    """A graph as machine code. used: the places of the arguments that it reads; the others are not passed on."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         placeholders = _placeholders(graph)
-        self._used = [i for i, node in enumerate(placeholders) if node.users]
+        self.used = [i for i, node in enumerate(placeholders) if node.users]
         for node in placeholders:
             if not node.users:
                 graph.graph.erase_node(node)
@@ -112,7 +122,7 @@ class Code:
         self._run = lower(graph)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        return self._run([inputs[i] for i in self._used])
+        return self._run([inputs[i] for i in self.used])
 
 
 @final

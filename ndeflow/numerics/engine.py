@@ -119,12 +119,8 @@ class Engine(Stepper):
         making: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self.form, self.entry, self.modules = form, entry, modules
-        self.originals, self.tensors, self.parameters, self.constant = (
-            now.tensors,
-            now.detached,
-            now.trained,
-            now.constant,
-        )
+        self.originals, self.tensors, self.parameters = now.tensors, now.detached, now.trained
+        self.untrained = now.untrained
         self.ambient, self.keeping, self.making = ambient, keeping, making
         self.constants = form.constants(system)
         self._needs = [x.requires_grad for x in system.example()]  # which leaves of a leg's context need gradients
@@ -246,6 +242,15 @@ class Engine(Stepper):
         """Those of `parameters` among totals, in their order."""
         found = {id(self.originals[i]): g for i, g in zip(self.entry.reached, totals, strict=False)}
         return [found.get(id(p)) for p in self.parameters]
+
+    @property
+    def constant(self) -> list[Tensor]:
+        """The module tensors without gradients that programs of steps read, as far as autograd can keep them."""
+        if not self.untrained:
+            return []
+        made = [p for (name, _), ps in self.entry.programs.items() if name in ("step", "halves") for p in ps]
+        read = {i - self.form.about for program in made if program is not None for i in program.used}
+        return [x for i, x in self.untrained if i in read and not x.is_inference()]
 
     def _fixed(self, leg: InitialValue) -> list[Tensor]:
         """The modules' tensors and the leaves of a leg's context."""

@@ -48,9 +48,9 @@ class Survey:
         return [x for x in self.tensors if x.requires_grad]
 
     @cached_property
-    def constant(self) -> list[Tensor]:
-        """The others, but for those that autograd cannot keep."""
-        return [x for x in self.tensors if not (x.requires_grad or x.is_inference())]
+    def untrained(self) -> list[tuple[int, Tensor]]:
+        """The others, with their places."""
+        return [(i, x) for i, x in enumerate(self.tensors) if not x.requires_grad]
 
 
 def survey(modules: Iterable[nn.Module], among: Container[Attribute] | None = None) -> Survey:

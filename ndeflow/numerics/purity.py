@@ -27,16 +27,11 @@ def gathers(modules: Iterable[nn.Module]) -> str | None:
 
 @contextmanager
 def repeatable(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """What is evaluated inside is to be evaluated again; raises ValueError where that would not give the same.
+    """What is evaluated inside is to be evaluated again.
 
-    At once for a layer that gathers running statistics, at the end if random numbers were drawn or buffers written.
+    Raises ValueError at the end where that would not give the same: if random numbers were drawn or buffers written, as
+    by a layer that gathers running statistics.
     """
-    layer = gathers(modules)
-    if layer is not None:
-        raise ValueError(
-            f"expected a field without running statistics, for its steps are taken again, got {layer} in training "
-            "mode; use LayerNorm or GroupNorm, call .eval() on it, or use Direct()"
-        )
     drawn, written = _draws(device), versions(_buffers(modules))
     yield
     if not all(map(torch.equal, drawn, _draws(device))):
@@ -45,9 +40,11 @@ def repeatable(modules: Sequence[nn.Module], device: torch.device) -> Iterator[N
             "call .eval(), draw once a solve and pass the draw as context, or use Direct()"
         )
     if written != versions(_buffers(modules)):
+        layer = gathers(modules)
+        what = "writes into its buffers" if layer is None else f"gathers running statistics, as its {layer} does"
         raise ValueError(
-            "expected a field that is a function, for its steps are taken again, got one that writes into its buffers; "
-            "call .eval(), or use Direct()"
+            f"expected a field that is a function, for its steps are taken again, got one that {what}; call .eval(), "
+            "use LayerNorm or GroupNorm, or use Direct()"
         )
 
 
@@ -57,21 +54,35 @@ class Repeats:
 
     def __init__(self, eps: float) -> None:
         self.slack = math.sqrt(eps)
-        self.off: list[Tensor] = []
+        self.off: list[tuple[int, Tensor]] = []
 
-    def see(self, start: Tensor, before: Tensor | None, again: Tensor) -> None:
-        """A step from `start` that came to `before`, None: that is not known, and comes to `again`."""
+    def see(self, n: int, start: Tensor, before: Tensor | None, again: Tensor) -> None:
+        """Step n from `start`, that came to `before`, None: that is not known, and comes to `again`."""
         if before is not None:
-            size = torch.maximum(start.abs().amax(), before.abs().amax())
-            self.off.append((again.detach() - before).abs().amax() - self.slack * size)
+            self.off.append((n, self._off(start, before, again)))
 
-    def check(self) -> None:
-        """Raise ValueError where one does not. Reads one number from the device."""
-        if self.off and not torch.stack(self.off).amax().item() <= 0:
+    def missed(self) -> int | None:
+        """The step that is furthest off, None: none is too far. Reads one number from the device."""
+        if not self.off:
+            return None
+        worst, place = torch.stack([off for _, off in self.off]).nan_to_num(nan=math.inf).max(dim=0)
+        return self.off[int(place)][0] if worst.item() > 0 else None
+
+    def check(self, start: Tensor, before: Tensor, again: Tensor) -> None:
+        """Raise ValueError where a step that missed, taken once more without gradients as at first, misses again.
+
+        With gradients some layers are computed otherwise.
+        """
+        if not self._off(start, before, again).item() <= 0:
             raise ValueError(
                 "expected a field that gives the same values in the backward pass, where its steps are taken again, "
                 "got others; pass what changes between solves, and what is drawn, as context, or use Direct()"
             )
+
+    def _off(self, start: Tensor, before: Tensor, again: Tensor) -> Tensor:
+        """How much further off than half the digits allow."""
+        size = torch.maximum(start.abs().amax(), before.abs().amax())
+        return (again.detach() - before).abs().amax() - self.slack * size
 
 
 def drawn_elsewhere() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -28,15 +28,12 @@ def needs_module(problem: Problem, adjoint: str) -> None:
 
 def parameters(problem: Problem) -> list[Tensor]:
     """The parameters and buffers that need gradients, of the field and of the integrands, each once."""
-    tensors = (x for module in modules(problem) for x in (*module.parameters(), *module.buffers()))
-    unique = {id(x): x for x in tensors if x.requires_grad}
-    return list(unique.values())
+    return list({id(x): x for x in tensors(problem) if x.requires_grad}.values())
 
 
-def constants(problem: Problem) -> list[Tensor]:
-    """Their other parameters and buffers, each once."""
-    tensors = (x for module in modules(problem) for x in (*module.parameters(), *module.buffers()))
-    return list({id(x): x for x in tensors if not (x.requires_grad or x.is_inference())}.values())
+def tensors(problem: Problem) -> Iterator[Tensor]:
+    """All their parameters and buffers."""
+    return (x for module in modules(problem) for x in (*module.parameters(), *module.buffers()))
 
 
 def modules(problem: Problem) -> list[nn.Module]:

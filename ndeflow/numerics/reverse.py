@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.numerics import replay
-from ndeflow.numerics.origins import check_origins, check_unmoved
+from ndeflow.numerics.origins import Origins, check_unmoved
 from ndeflow.numerics.purity import Repeats
 from ndeflow.numerics.solution import ESTIMATES
 from ndeflow.numerics.system import InitialValue
@@ -94,13 +94,23 @@ class EagerReverse(Reverse):
         check_unmoved(tape.system.problem, tape.parameters)
         self.inputs = [self.edges, *self.conditions, *tape.parameters]
         self.totals: Gradients = [None] * len(self.inputs)
-        self.repeats = Repeats(tape.ambient.eps(tape.trace.z0))
+        self.origins, self.repeats = Origins(tape.system.problem), Repeats(tape.ambient.eps(tape.trace.z0))
 
     def run(self, *cotangents: Tensor | None) -> Gradients:
         with torch.enable_grad(), self.tape.ambient():
             found = super().run(*cotangents)
-        self.repeats.check()
+        self.origins.check()
+        self._check_repeats()
         return found
+
+    def _check_repeats(self) -> None:
+        n = self.repeats.missed()
+        if n is not None:
+            node, before = self.tape.node(n), self.tape.after(n)
+            assert before is not None
+            with torch.no_grad(), self.tape.ambient():
+                _, step = self.tape.retake(self._at(n, node), node, node.z, node.carry)
+            self.repeats.check(node.z, before, step.y)
 
     def _pull(
         self,
@@ -115,14 +125,13 @@ class EagerReverse(Reverse):
         z = node.z.detach().requires_grad_()
         given = [] if node.fresh else [x.detach().requires_grad_() for x in replay.carried(node.carry)]
         carry, step = self.tape.retake(leg, node, z, None if node.fresh else replay.like_carry(node.carry, given))
-        self.repeats.see(node.z, self.tape.after(n), step.y)
+        self.repeats.see(n, node.z, self.tape.after(n), step.y)
         after = replay.carried(step.carry)
         outputs = [step.y, *after, step.mid, *step.estimates]
         cotangents = [z1, *(carry1 or [None] * len(after)), *inner]
         if k0 is not None:
             outputs, cotangents = [*outputs, replay.carried(carry)[0]], [*cotangents, k0]
-        if n == 0:
-            check_origins(outputs, [z, *given, *self.inputs])
+        self.origins.see(outputs, [z, *given, *self.inputs])
         before, *rest = replay.grads(outputs, [z, *given, *self.inputs], cotangents)
         self.totals = [replay.plus(a, b) for a, b in zip(self.totals, rest[len(given) :], strict=True)]
         return before, rest[: len(given)]

@@ -22,7 +22,7 @@ from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.masking import masked
 from ndeflow.numerics.mesh import Place
 from ndeflow.numerics.norms import row_norms
-from ndeflow.numerics.origins import check_origins, check_unmoved
+from ndeflow.numerics.origins import Origins, check_unmoved
 from ndeflow.numerics.purity import repeatable
 from ndeflow.numerics.reading import Plan
 from ndeflow.numerics.solution import Adjoint, Solution, SolveError, Solver
@@ -176,7 +176,8 @@ class Sweep:
         check_unmoved(self.system.problem, self.parameters)
         edges, *conditions = [replay.detached(x) for x in (edges, *rest[: len(rest) - len(self.parameters)])]
         system = replay.conditioned(self.system, conditions, edges)
-        totals = Totals([edges, *conditions, *self.parameters])
+        origins = Origins(system.problem)
+        totals = Totals([edges, *conditions, *self.parameters], origins)
         reads, (y, z) = Reads.of(self.plan, cotangents), end.unbind(1)
         at_end = reads.states.get(len(self.mesh), torch.zeros_like(y))
         pairs = Pairs(y, z, at_end, torch.zeros_like(z))
@@ -184,6 +185,7 @@ class Sweep:
             for n in reversed(range(len(self.mesh))):
                 pairs = self._back(system, n, pairs, reads, totals)
         self.backward_nfe[0] += system.calls
+        origins.check()
         self._check(y0, *(system.state(x) for x in (pairs.y, pairs.z, end[:, 0])))
         at_edges, *others = totals.found
         return [at_edges, system.state(pairs.to_y + pairs.to_z), *others]
@@ -236,16 +238,14 @@ class Sweep:
 class Totals:
     """Gradients of the inputs that all steps share, summed up."""
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], origins: Origins) -> None:
         self.inputs = inputs
         self.found: list[Tensor | None] = [None] * len(inputs)
-        self.checked = False
+        self.origins = origins
 
     def add(self, outputs: Sequence[Tensor | None], state: Tensor, cotangents: Sequence[Tensor | None]) -> Tensor:
         """Add a vector-Jacobian product to the totals; gives back the part of the state."""
-        if not self.checked:
-            check_origins(outputs, [state, *self.inputs])
-            self.checked = True
+        self.origins.see(outputs, [state, *self.inputs])
         part, *rest = replay.grads(outputs, [state, *self.inputs], cotangents)
         self.found = [replay.plus(a, b) for a, b in zip(self.found, rest, strict=True)]
         return torch.zeros_like(state) if part is None else part

@@ -29,7 +29,7 @@ class Tape:
         self.plan = plan(system, trace)
         engine: Any = system.engine
         self.parameters = engine.parameters if system.compiled else replay.parameters(system.problem)
-        self.others = engine.constant if system.compiled else replay.constants(system.problem)
+        self.others = engine.constant if system.compiled else []
         self.backward_nfe = [0]
         self.last: Tensor | None = None  # the state that the steps come to, where all rows come to it together
 

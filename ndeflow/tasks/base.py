@@ -95,7 +95,8 @@ class Task(Clipped, ABC):
             raise ValueError(
                 f"expected a model that reads the inputs {list(spec.statics)} of the data, got "
                 f"{type(self.model).__name__}; set data.statics=[] (they may be data.channels instead), or use "
-                "ode_forecaster, ode_interpolator, sde_forecaster, latent_ode or latent_sde"
+                "ode_forecaster, ode_interpolator, sde_forecaster, latent_ode or latent_sde; a class of your own that "
+                "reads them says so: reads_inputs = True"
             )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,6 @@ from ndeflow.tasks.losses import SeriesLoss, SquaredError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@runtime_checkable
-class Splits(Protocol):
-    """Data in three splits, as an `ndeflow.DataModule` has them."""
-
-    @property
-    def train(self) -> Batch: ...
-
-    @property
-    def val(self) -> Batch: ...
-
-    @property
-    def test(self) -> Batch: ...
 
 
 class SeriesTask(Task):
@@ -57,8 +43,8 @@ class SeriesTask(Task):
     def setup(self, stage: str) -> None:
         """Raises ValueError where a split has nothing to be scored, of which no training and no score can come."""
         data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(data, Splits):
-            check_scored({name: getattr(data, name) for name in self.scores}, self.hiding)
+        splits = {name: getattr(data, name, None) for name in self.scores if stage == "fit" or name == stage}
+        check_scored({name: split for name, split in splits.items() if isinstance(split, Batch)}, self.hiding)
 
     def metrics(self, output: Output, batch: Batch) -> dict[str, Tensor | Weighted]:
         return dict(self.criterion.metrics(output, batch.ys, batch.scored.to(batch.ys.dtype), self.spec))
@@ -167,8 +153,7 @@ class Regression(Task):
         mean = output.prediction.mean(dim=0) if output.draws else output.prediction
         if batch.target is None:
             raise ValueError("expected numbers to regress, got data without a target; set data.target")
-        target = self.spec.target_to_model_units(wide(batch.target).reshape(mean.shape))
-        return mean - target.to(batch.target.dtype)
+        return mean - batch.target.reshape(mean.shape)
 
 
 def check_scored(splits: Mapping[str, Batch], hiding: str) -> None:

@@ -151,15 +151,16 @@ def test_loaders_and_lightning_hooks() -> None:
     assert isinstance(moved, Batch) and moved.inputs is None
 
 
-def test_numbers_to_regress_keep_their_units_and_are_described() -> None:
+def test_numbers_to_regress_are_in_units_of_their_spread_where_values_are() -> None:
     target = torch.linspace(49000, 51000, 40, dtype=torch.float64)
     series = ragged(40)._replace(target=target)
     plain, data = Own(series), Own(series, standardise=True)
     assert plain.spec.target_mean == plain.spec.target_std == ()
-    assert data.train.target is not None and data.train.target.equal(target[data.train.index, None].float())
     z = data.spec.target_to_model_units(target[data.train.index, None])
     assert abs(z.mean()) < 1e-9 and abs(z.std(correction=0) - 1) < 1e-9
     torch.testing.assert_close(data.spec.target_to_data_units(z)[:, 0], target[data.train.index])
+    assert data.train.target is not None and data.train.target.equal(z.float())
+    assert plain.train.target is not None and plain.train.target.equal(target[plain.train.index, None].float())
     assert plain.spec.target_to_data_units(z) is z and plain.spec.target_to_model_units(z) is z
 
 

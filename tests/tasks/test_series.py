@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from ndeflow.models import CDEClassifier, ODEForecaster, ODEInterpolator
 from ndeflow.models.base import Model
 from ndeflow.tasks import Classification, Forecasting, Interpolation, Regression, Variational
 from ndeflow.tasks.base import Task
+from ndeflow.tasks.series import SeriesTask
 from tests.training import tiny_training as tiny
 
 
@@ -62,6 +64,12 @@ def test_an_interpolation_is_trained_on_what_it_reads_but_not_judged_on_it(tmp_p
         fit(tmp_path, forecasting(), HiddenInTests())
 
 
+def test_splits_of_other_data_modules_are_their_own_affair(monkeypatch):
+    data = SimpleNamespace(train=[1, 2], val=[3], test=None)
+    monkeypatch.setattr(SeriesTask, "trainer", SimpleNamespace(datamodule=data))
+    forecasting().setup("fit")
+
+
 def test_a_forecast_beside_a_class_is_trained_where_something_is_hidden(tmp_path):
     for task, seen in ((forecasting(), First(2)), (interpolation(), Hidden(0.5))):
         fit(tmp_path / type(task).__name__, task, Waves(seen=seen))
@@ -83,7 +91,7 @@ def test_classes_are_no_numbers_to_regress():
 
 
 def test_numbers_are_regressed_in_model_units_and_judged_in_their_own():
-    task, rows = Regression(Guess(), torch.optim.SGD), split(torch.tensor([[50000.0], [50002.0], [49999.0]]))
+    task, rows = Regression(Guess(), torch.optim.SGD), split(torch.tensor([[0.0], [1.0], [-0.5]]))
     task.spec = DataSpec(("y",), (0.0,), (1.0,), target_mean=(50000.0,), target_std=(2.0,))
     output = Output(torch.tensor([[0.0], [1.0], [0.5]]))
     assert float(task.loss(output, rows)) == pytest.approx(1 / 3)
