@@ -40,11 +40,12 @@ def repeatable(modules: Sequence[nn.Module], device: torch.device) -> Iterator[N
             "call .eval(), draw once a solve and pass the draw as context, or use Direct()"
         )
     if written != versions(_buffers(modules)):
-        layer = gathers(modules)
-        what = "writes into its buffers" if layer is None else f"gathers running statistics, as its {layer} does"
+        layer, found, cure = gathers(modules), "writes into its buffers", "call .eval()"
+        if layer is not None:
+            found, cure = f"gathers running statistics in its {layer}", f"use LayerNorm or GroupNorm, {cure} on it"
         raise ValueError(
-            f"expected a field that is a function, for its steps are taken again, got one that {what}; call .eval(), "
-            "use LayerNorm or GroupNorm, or use Direct()"
+            f"expected a field that is a function, for its steps are taken again, got one that {found}; {cure}, or use "
+            "Direct()"
         )
 
 

@@ -86,11 +86,11 @@ def test_channels_selects_and_orders(tmp_path: Path) -> None:
 
 
 def test_regression_target(tmp_path: Path) -> None:
-    data = Files(clinic(tmp_path), target="target", task="regression", statics=["age"])
+    data = Files(clinic(tmp_path), target="target", task="regression", statics=["age"], standardise=False)
     assert data.train.target is not None and data.train.target.tolist() == [[1.0], [0.0], [10.0]]
     assert data.sizes["outputs"] == 1 and data.spec.classes == () and data.spec.class_weights == ()
     halves = [line.replace(",10,", ",1.5,") for line in LINES]
-    inferred = Files(clinic(tmp_path, halves), target="target", statics=["age"])
+    inferred = Files(clinic(tmp_path, halves), target="target", statics=["age"], standardise=False)
     assert inferred.train.target is not None and inferred.train.target.tolist() == [[1.0], [0.0], [1.5]]
 
 
