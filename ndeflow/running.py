@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ndeflow import outcome, resources, runs
+from ndeflow.checks import check_monitor, check_same, check_trainer
 from ndeflow.contracts import DataSpec
 from ndeflow.cost import PredictionCost
 from ndeflow.data import DataModule, MissingData
@@ -25,7 +26,7 @@ from ndeflow.resources import ConfigError
 from ndeflow.runs import FAILED, MISSING, MISUSED, Run, first_process, say
 from ndeflow.tasks import Task
 from ndeflow.training import provenance
-from ndeflow.training.assembly import Assembly, Settings, assemble, trainer_options
+from ndeflow.training.assembly import Assembly, Settings, assemble
 from ndeflow.training.checkpoints import KEY, CheckpointError, read_checkpoint
 from ndeflow.training.files import write_atomically
 from ndeflow.training.signals import Interrupted
@@ -43,10 +44,6 @@ def run(request: Request) -> int:
         return say(error, MISUSED)
     except Exception as error:
         return say(outcome.described(error), FAILED)
-
-
-HIGHER = ("val/accuracy", "val/log_likelihood")
-"""Metrics that are the better the larger they are."""
 
 
 def prepare(config: Any) -> Run | None:
@@ -201,25 +198,6 @@ def references(run: Run) -> dict[str, float]:
     return {**known, **module.references(run.data, run.config["seed"])}
 
 
-def check_trainer(config: Any) -> None:
-    """Refuse options that no Trainer has; raises ConfigError with the near matches."""
-    known = {f"trainer.{name}" for name in (*trainer_options(), "threads")}
-    for name in config.trainer:
-        if f"trainer.{name}" not in known:
-            raise ConfigError(f"no option 'trainer.{name}'{resources.near(f'trainer.{name}', known)}")
-
-
-def check_monitor(config: Any) -> None:
-    """Refuse to look at what is no metric of validation, or to keep the worst weights; raises ConfigError."""
-    monitor, mode = str(config.monitor), config.monitor_mode
-    if mode not in ("min", "max"):
-        raise ConfigError(f"expected monitor_mode to be min or max, got {mode}")
-    if not monitor.startswith("val/"):
-        raise ConfigError(f"expected monitor to be a metric of validation, such as val/loss, got {monitor}")
-    if monitor in HIGHER and mode == "min":
-        raise ConfigError(f"expected monitor_mode=max for {monitor}, which is better when larger, got min")
-
-
 def make_data(config: Any) -> DataModule:
     """The data module, set up; its sizes go into the configuration."""
     data = resources.instantiate(resources.resolved(config.data))
@@ -228,26 +206,6 @@ def make_data(config: Any) -> DataModule:
     data.setup()
     resources.update(config, sizes=data.sizes)
     return data
-
-
-def check_same(known: DataSpec, spec: DataSpec, folder: Path) -> None:
-    """Refuse to go on with other data than a run began with; raises ConfigError with what differs.
-
-    Numbers may differ by what a machine rounds.
-    """
-    now = spec.to_dict()
-    other = [name for name, before in known.to_dict().items() if not _near(before, now[name])]
-    if other:
-        raise ConfigError(
-            f"expected the data that the run began with, got others (of another {', '.join(other)}); bring those back, "
-            f"or begin a new run from its weights: init_from={folder}"
-        )
-
-
-def _near(a: Any, b: Any) -> bool:
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_near, a, b))
-    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) if isinstance(a, float) and isinstance(b, float) else a == b
 
 
 def make_task(config: dict[str, Any], data: DataModule) -> Task:

@@ -137,7 +137,7 @@ def test_steps_with_random_numbers_are_not_taken_again(name):
 def test_layers_that_gather_statistics_are_not_replayed(compile):
     field, y0 = layer(lambda: nn.BatchNorm1d(2)), start().requires_grad_()
     solver = RungeKutta(**HEUN, compile=compile)
-    with pytest.raises(ValueError, match=r"BatchNorm1d .*use LayerNorm or GroupNorm.*\.eval\(\)"):
+    with pytest.raises(ValueError, match=r"BatchNorm1d.*use LayerNorm or GroupNorm.*\.eval\(\)"):
         solve(field, y0, TS, solver=solver, adjoint=Checkpointed())
     assert_right(field.eval())
 

@@ -10,13 +10,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from ndeflow.numerics import compilation
+from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.compilation import account
 from ndeflow.numerics.compiled import row_by_row
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.solve import solve
-from tests.numerics.compiling import HEUN, OFF, ON, TS, Small, assert_right, programs, tanh
+from tests.numerics.compiling import HEUN, OFF, ON, TS, Small, assert_alike, assert_right, programs, tanh
 from tests.problems import Mixed, Net, apart, start
 
 
@@ -215,3 +217,31 @@ def test_loops_that_take_many_rows_at_once_are_not_fused(steps, fused):
     with row_by_row():
         assert Fused.check_outer_fusion_loop_level_attr(Fused.__new__(Fused), [kernel, kernel], 1) == fused
     assert Fused.check_outer_fusion_loop_level_attr is before
+
+
+def test_another_number_of_rows_that_learns_something_else_is_refused(traced):
+    """A gradient that was none with one row would be none for good."""
+
+    def rate(self, t, y):
+        return torch.tanh(self.lin(y)) if len(y) == 1 else torch.tanh(self.lin(y)) * self.gain
+
+    field = Small(rate, gain=nn.Parameter(torch.tensor(1.5, dtype=torch.float64)))
+    assert_right(field, 1)
+    with pytest.raises(ValueError, match="what it learns is another with 3 rows than with 1"):
+        solve(field, start(), TS, solver=ON)
+
+
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()], ids=["direct", "checkpointed"])
+def test_a_first_solve_in_inference_mode_leaves_gradients_to_the_others(traced, adjoint):
+    field = Net()
+    with torch.inference_mode():
+        solve(field, start(), TS, solver=ON, adjoint=adjoint)
+    y0 = start().requires_grad_()
+    inputs = [y0, *field.parameters()]
+    assert_alike(lambda solver: solve(field, y0, TS, solver=solver, adjoint=adjoint), inputs)
+
+
+def test_forward_mode_is_refused(traced):
+    field = Net()
+    with forward_ad.dual_level(), pytest.raises(ValueError, match="forward-mode differentiation"):
+        solve(field, forward_ad.make_dual(start(), torch.ones_like(start())), TS, solver=ON)

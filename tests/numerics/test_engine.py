@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from ndeflow.contracts import Problem
 from ndeflow.numerics.adjoint import Checkpointed, Direct
@@ -318,34 +317,6 @@ def test_shape_branches_get_programs_of_their_own_and_then_none():
         assert_right(field, rows)
     (entry,) = account(field).entries.values()
     assert [p is None for p in entry.programs["halves", False]] == [False, False, True]
-
-
-def test_another_number_of_rows_that_learns_something_else_is_refused(traced):
-    """A gradient that was none with one row would be none for good."""
-
-    def rate(self, t, y):
-        return torch.tanh(self.lin(y)) if len(y) == 1 else torch.tanh(self.lin(y)) * self.gain
-
-    field = Small(rate, gain=nn.Parameter(torch.tensor(1.5, dtype=torch.float64)))
-    assert_right(field, 1)
-    with pytest.raises(ValueError, match="what it learns is another with 3 rows than with 1"):
-        solve(field, start(), TS, solver=ON)
-
-
-@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()], ids=["direct", "checkpointed"])
-def test_a_first_solve_in_inference_mode_leaves_gradients_to_the_others(traced, adjoint):
-    field = Net()
-    with torch.inference_mode():
-        solve(field, start(), TS, solver=ON, adjoint=adjoint)
-    y0 = start().requires_grad_()
-    inputs = [y0, *field.parameters()]
-    assert_alike(lambda solver: solve(field, y0, TS, solver=solver, adjoint=adjoint), inputs)
-
-
-def test_forward_mode_is_refused(traced):
-    field = Net()
-    with forward_ad.dual_level(), pytest.raises(ValueError, match="forward-mode differentiation"):
-        solve(field, forward_ad.make_dual(start(), torch.ones_like(start())), TS, solver=ON)
 
 
 class Encoded(nn.Module):

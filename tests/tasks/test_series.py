@@ -68,6 +68,7 @@ def test_splits_of_other_data_modules_are_their_own_affair(monkeypatch):
     data = SimpleNamespace(train=[1, 2], val=[3], test=None)
     monkeypatch.setattr(SeriesTask, "trainer", SimpleNamespace(datamodule=data))
     forecasting().setup("fit")
+    assert data.train == [1, 2]
 
 
 def test_a_forecast_beside_a_class_is_trained_where_something_is_hidden(tmp_path):
