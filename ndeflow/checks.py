@@ -1,4 +1,4 @@
-"""What a configuration must not ask for, and what data a run must not go on with: refused before anything is trained."""
+"""What a configuration must not ask for, and what data a run must not go on with: refused before it trains."""
 
 from __future__ import annotations
 
