@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol, final
 import torch
 from torch import Tensor
 
+from ndeflow.numerics.segments import wide
+
 
 class Weighted(NamedTuple):
     """A metric that is sum(values * weights) / sum(weights) over a split, its square root with `root`.
@@ -78,11 +80,6 @@ def _sums(metric: Weighted) -> Tensor:
         return torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
     weights = metric.weights.detach().to(values).expand_as(values)
     return torch.stack([torch.where(weights > 0, values * weights, 0.0).sum(), weights.sum()])
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float64 where the device has it, else float32, in which squares in the data's own units overflow from 2e19."""
-    return x.float() if x.device.type == "mps" else x.double()
 
 
 def crps(draws: Tensor, ys: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from ndeflow.models.trajectory import NeuralSDE
 from ndeflow.numerics.field import SDE
 from ndeflow.numerics.solution import SolveError
 from ndeflow.runs import FAILED, MISSING, MISUSED, say
-from ndeflow.selection import COLUMNS, is_files, to_predict
+from ndeflow.selection import COLUMNS, to_predict
 from ndeflow.training.files import write_atomically
 
 USAGE = """python -m ndeflow.sample run=DIR [option=value ...]
@@ -61,8 +61,6 @@ KEYS = (
     "seed",
     "trust",
     "data.path",
-    "data.min_observations",
-    "data.drop_short",
     *(f"data.{c}" for c in COLUMNS),
 )
 POINTS = 1000
@@ -145,7 +143,7 @@ def sample(request: Request) -> str:
         raise ValueError(f"expected a density for count={request.count}, got {type(model).__name__}; leave count out")
     if request.draws is not None:
         set_draws(model, request.draws)
-    series = to_predict(run, request.path, written(run, request), request.trust)
+    series = to_predict(run, request.path, request.columns, request.trust)
     forecast = str(run.config.get("task", {}).get("_target_", "")).endswith(".Forecasting")
     found: predictions.Rows = []
     cost = ""
@@ -174,13 +172,6 @@ def sample_points(model: NormalizingFlow | ScoreModel, run: Run, request: Reques
         found = predictions.point_rows(model.sample(wanted, seed=request.seed), run.spec)
     write_csv(request.out, found)
     return f"wrote {wanted} points to {request.out} ({run.checkpoint})"
-
-
-def written(run: Run, request: Request) -> dict[str, Any]:
-    """How the file is to be read: of ids with few times as in training, where the request says nothing of them."""
-    data = run.config["data"]
-    trained = {name: data[name] for name in ("min_observations", "drop_short") if is_files(data) and name in data}
-    return trained | request.columns
 
 
 def available(device: str) -> torch.device:

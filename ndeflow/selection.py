@@ -13,10 +13,10 @@ from ndeflow.data import Columns, DataModule, Everything, Files, First, NewSerie
 from ndeflow.data.long import read_long
 from ndeflow.load import Run, build
 
-COLUMNS = ("id_column", "time_column", "sep", "decimal")
+COLUMNS = ("id_column", "time_column", "sep", "decimal", "min_observations", "drop_short")
 
 
-def to_predict(run: Run, path: Path | None, columns: Mapping[str, str], trust: Collection[str]) -> NewSeries:
+def to_predict(run: Run, path: Path | None, columns: Mapping[str, Any], trust: Collection[str]) -> NewSeries:
     """The series of the file at `path`, or the run's test split where it is None.
 
     columns: what of `COLUMNS` is not as in training. Raises ValueError where the file does not fit the run, or
@@ -30,7 +30,7 @@ def to_predict(run: Run, path: Path | None, columns: Mapping[str, str], trust: C
     return series
 
 
-def new_series(run: Run, path: Path, columns: Mapping[str, str], trust: Collection[str]) -> NewSeries:
+def new_series(run: Run, path: Path, columns: Mapping[str, Any], trust: Collection[str]) -> NewSeries:
     """The series of a new file. All values are seen where it has rows without any, else what training let be seen."""
     data = run.config["data"]
     trained = {name: data[name] for name in COLUMNS if name in data} if is_files(data) else {}
@@ -64,7 +64,7 @@ def own_test(run: Run, trust: Collection[str]) -> NewSeries:
         times = [[f"{t:.10g}" for t in row[:n].tolist()] for row, n in zip(numbers, lengths, strict=True)]
         return NewSeries(batch, [str(i) for i in batch.index.tolist()], times)
     ids = [data.ids[i] for i in batch.index.tolist()]
-    long = read_long(data.path, data.columns, least=data.min_observations, drop_short=data.drop_short)
+    long = read_long(data.path, data.columns)
     place = {name: i for i, name in enumerate(long.ids)}
     times = []
     for name, row, n in zip(ids, numbers, lengths, strict=True):

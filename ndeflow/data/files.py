@@ -70,11 +70,10 @@ class Files(DataModule):
         names = None if channels is None else tuple(channels)
         self.columns = Columns(id_column, time_column, names, target, tuple(statics), sep, decimal,
                                min_observations, drop_short)  # fmt: skip
-        self.min_observations, self.drop_short = min_observations, drop_short
         self.ids: list[str] = []
 
     def series(self) -> Series | Mapping[str, Series]:
-        long = read_long(self.path, self.columns, least=self.min_observations, drop_short=self.drop_short)
+        long = read_long(self.path, self.columns)
         self.channel_names, self.input_names, self.time_kind = long.channels, self.columns.statics, long.kind
         self.time_origin = None if self.origin == "id" else float(min(ts[0] for ts in long.ts))
         target = target_of(long, self.task, self.columns.decimal, self.path)
@@ -158,7 +157,7 @@ def read_for(
     or an unknown class.
     """
     columns = replace(columns or Columns(), channels=spec.channels, statics=spec.statics)
-    long = read_long(path, columns, labelled=False, least=columns.min_observations, drop_short=columns.drop_short)
+    long = read_long(path, columns, labelled=False)
     if long.kind != spec.time_kind:
         raise ValueError(f"{path}: times are of kind '{long.kind}', but the model was trained on '{spec.time_kind}'")
     target = known_target(long, spec, columns.decimal, path)

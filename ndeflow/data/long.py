@@ -22,7 +22,7 @@ class Columns:
 
     channels: names, in order; None: all columns left. target: a class label or number, constant within an id.
     statics: numbers constant within an id, the model's `inputs`. sep: one character, or "tab". decimal: "." or ",".
-    min_observations, drop_short: ids with fewer times are refused, or left out.
+    min_observations, drop_short: ids with fewer times are refused, or left out and their number told.
     Raises ValueError for a column that is two of channel, static and target: a model would read what it is to say.
     A column named `split` is never a channel: it says train, val or test, one of them for each id.
     """
@@ -97,13 +97,10 @@ class LongTable(NamedTuple):
         )
 
 
-def read_long(
-    path: str | Path, columns: Columns, *, labelled: bool = True, least: int = 2, drop_short: bool = False
-) -> LongTable:
+def read_long(path: str | Path, columns: Columns, *, labelled: bool = True) -> LongTable:
     """Read and check a file. Raises ValueError naming the file, the first offending line, and the cure.
 
     labelled: the file must have the target column; else it is read where there is one.
-    least: times that an id must have; with `drop_short` ids with fewer are left out, and their number is told.
     """
     table = read_table(path, sep=columns.sep, decimal=columns.decimal)
     if not labelled and columns.target not in table.columns:
@@ -127,7 +124,7 @@ def read_long(
         target=cells.of_id(table, columns.target, groups, "target") if columns.target else None,
         split=cells.of_id(table, SPLIT_COLUMN, groups, "split") if SPLIT_COLUMN in table.columns else None,
     )
-    long = long_enough(long, table.path, least, drop_short=drop_short)
+    long = long_enough(long, table.path, columns.min_observations, drop_short=columns.drop_short)
     notices.notice_order(groups.codes, times.values)
     notices.notice_missing(channels, values)
     notices.notice_gaps(long.ids, long.ts)

@@ -147,14 +147,14 @@ def to_batch(rows: Rows, spec: DataSpec, index: Tensor) -> Batch:
         inputs = (inputs - inputs.new_tensor(spec.statics_mean)) / inputs.new_tensor(spec.statics_std)
     real = torch.get_default_dtype()
     target = codes(rows.target, spec.classes) if isinstance(rows.target, list) else rows.target
-    if target is not None and spec.target_std:
-        target = spec.target_to_model_units(target.double())
+    if isinstance(rows.target, Tensor):
+        target = spec.target_to_model_units(rows.target.double()).to(real)
     return Batch(
         ts=ts / spec.time_scale,
         ys=z.to(real),
         mask=mask,
         seen=mask.clone(),
-        target=target.to(real) if target is not None and target.is_floating_point() else target,
+        target=target,
         inputs=None if inputs is None else inputs.to(real),
         index=index,
     )

@@ -113,7 +113,8 @@ class Sweep:
         conditions = [replay.detached(x) for x in rest[: len(rest) - len(self.parameters)]]
         system = replay.conditioned(self.system, conditions, self.system.segments.edges.detach())
         wanted = [x for x in (*conditions, *self.parameters) if x.requires_grad]
-        origins, (order, crossings) = Origins(system.problem), self._crossings(times.detach())
+        origins = Origins(system.problem)
+        order, crossings = self._crossings(times.detach())
         states, adjoints = _in_order(packed, order), _in_order(cotangent, order)
         a, totals = adjoints[:, -1], [torch.zeros_like(x) for x in wanted]
         for i in reversed(range(states.shape[1] - 1)):

@@ -131,8 +131,9 @@ class EagerReverse(Reverse):
         cotangents = [z1, *(carry1 or [None] * len(after)), *inner]
         if k0 is not None:
             outputs, cotangents = [*outputs, replay.carried(carry)[0]], [*cotangents, k0]
-        self.origins.see(outputs, [z, *given, *self.inputs])
-        before, *rest = replay.grads(outputs, [z, *given, *self.inputs], cotangents)
+        inputs = [z, *given, *self.inputs]
+        self.origins.see(outputs, inputs)
+        before, *rest = replay.grads(outputs, inputs, cotangents)
         self.totals = [replay.plus(a, b) for a, b in zip(self.totals, rest[len(given) :], strict=True)]
         return before, rest[: len(given)]
 

@@ -176,8 +176,7 @@ class Sweep:
         check_unmoved(self.system.problem, self.parameters)
         edges, *conditions = [replay.detached(x) for x in (edges, *rest[: len(rest) - len(self.parameters)])]
         system = replay.conditioned(self.system, conditions, edges)
-        origins = Origins(system.problem)
-        totals = Totals([edges, *conditions, *self.parameters], origins)
+        totals = Totals([edges, *conditions, *self.parameters], system.problem)
         reads, (y, z) = Reads.of(self.plan, cotangents), end.unbind(1)
         at_end = reads.states.get(len(self.mesh), torch.zeros_like(y))
         pairs = Pairs(y, z, at_end, torch.zeros_like(z))
@@ -185,7 +184,7 @@ class Sweep:
             for n in reversed(range(len(self.mesh))):
                 pairs = self._back(system, n, pairs, reads, totals)
         self.backward_nfe[0] += system.calls
-        origins.check()
+        totals.origins.check()
         self._check(y0, *(system.state(x) for x in (pairs.y, pairs.z, end[:, 0])))
         at_edges, *others = totals.found
         return [at_edges, system.state(pairs.to_y + pairs.to_z), *others]
@@ -238,10 +237,10 @@ class Sweep:
 class Totals:
     """Gradients of the inputs that all steps share, summed up."""
 
-    def __init__(self, inputs: Sequence[Tensor], origins: Origins) -> None:
+    def __init__(self, inputs: Sequence[Tensor], problem: Problem) -> None:
         self.inputs = inputs
         self.found: list[Tensor | None] = [None] * len(inputs)
-        self.origins = origins
+        self.origins = Origins(problem)
 
     def add(self, outputs: Sequence[Tensor | None], state: Tensor, cotangents: Sequence[Tensor | None]) -> Tensor:
         """Add a vector-Jacobian product to the totals; gives back the part of the state."""

@@ -128,9 +128,9 @@ class Segments:
         return torch.searchsorted(inner.contiguous(), times.contiguous())
 
 
-def wide(times: Tensor) -> Tensor:
-    """Times in float64 where the device has it."""
-    return times.to(torch.float32 if times.device.type == "mps" else torch.float64)
+def wide(x: Tensor) -> Tensor:
+    """In float64 where the device has it, else float32."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def adaptive_segments(problem: Problem) -> Segments:

@@ -14,10 +14,11 @@ from ndeflow.diffusion import Denoised, Potential
 from ndeflow.generative.likelihood import log_likelihood
 from ndeflow.generative.reverse import diffuse_back, flow_back, prior_sample
 from ndeflow.generative.weightings import VarianceWeighting, Weighting
-from ndeflow.metrics import Weighted, sliced_wasserstein, wide
+from ndeflow.metrics import Weighted, sliced_wasserstein
 from ndeflow.models.score import ScoreModel
 from ndeflow.models.trajectory import first_seen
 from ndeflow.numerics.seeds import mix
+from ndeflow.numerics.segments import wide
 from ndeflow.numerics.solution import Solution
 from ndeflow.regularizers.collocation import UniformBox
 from ndeflow.regularizers.fokker_planck import log_density_residual, score_residual

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import DataSpec, Gaussian, Output
-from ndeflow.metrics import Weighted, crps, gaussian_nll, wide
+from ndeflow.metrics import Weighted, crps, gaussian_nll
 from ndeflow.numerics.draws import coverage
+from ndeflow.numerics.segments import wide
 
 
 class SeriesLoss(ABC):
@@ -41,7 +42,7 @@ def point(output: Output) -> Tensor:
 
 def rmse(output: Output, ys: Tensor, weights: Tensor, spec: DataSpec) -> dict[str, Weighted]:
     """Root mean squared errors of the point forecast, in data units and in units of the standardised data."""
-    error = wide(point(output) - ys)
+    error = wide(point(output) - ys)  # whose square in the data's own units may overflow
     scale = error.new_tensor(spec.std)
     return {
         "rmse": Weighted((error * scale).square(), weights, root=True),

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ndeflow.contracts import DataSpec, Output
-from ndeflow.metrics import Weighted, moments, wide
+from ndeflow.metrics import Weighted, moments
+from ndeflow.numerics.segments import wide
 from ndeflow.tasks.losses import SeriesLoss, average
 
 

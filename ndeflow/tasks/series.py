@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ndeflow import plots
 from ndeflow.contracts import Batch, DataSpec, Output, Regularizer
-from ndeflow.metrics import Weighted, wide
+from ndeflow.metrics import Weighted
 from ndeflow.models.base import Model
+from ndeflow.numerics.segments import wide
 from ndeflow.tasks.base import Optimizer, Scheduler, Task
 from ndeflow.tasks.losses import SeriesLoss, SquaredError
 
