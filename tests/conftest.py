@@ -39,9 +39,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Arguments are held against what was traced: machine code takes it for granted that they lie in memory as then.
     """
-    from ndeflow.numerics import compilation, compiled
+    from ndeflow.numerics import compilation, lowering
 
-    monkeypatch.setattr(compiled, "lower", checked)
+    monkeypatch.setattr(lowering, "lower", checked)
     monkeypatch.setattr(compilation, "_compiler", lambda: None)
 
 

@@ -30,8 +30,8 @@ ONLY = {
     "torchdiffeq": {"numerics/backends"},
     "torchsde": {"numerics/backends"},
     "torchcde": set(),
-    "torch._dynamo": {"numerics/compiled"},
-    "torch._inductor": {"numerics/compiled"},
+    "torch._dynamo": {"numerics/lowering"},
+    "torch._inductor": {"numerics/lowering"},
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -179,7 +179,7 @@ def _making(mine: Account, name: str, part: str) -> Iterator[None]:
     As warnings: what is less is not shown where a program has not set up logging, and nobody waits in the dark. part:
     what of a solve, where it is not all that is needed.
     """
-    from ndeflow.numerics.compiled import kept_in  # imported by now
+    from ndeflow.numerics.lowering import kept_in  # imports the compiler
 
     if mine.compiling:
         yield

@@ -1,28 +1,23 @@
-"""A function of tensors as one compiled graph: traced, audited, rewritten, lowered. The compiler is named only here."""
+"""A function of tensors as one compiled graph: traced, audited, rewritten, lowered."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from ndeflow.numerics.allocator import keep_freed_memory
 from ndeflow.numerics.audit import Refusal, audit, explain, steady, writes
 from ndeflow.numerics.inplace import write_anew
 from ndeflow.numerics.outer import flatten_late
 from ndeflow.numerics.partition import cut
-from ndeflow.numerics.products import DOOR, OPERATION, SHIMS, SOURCE, asked
 from ndeflow.numerics.rewrites import Rewriter, Rules
 from ndeflow.numerics.sums import join_sums
 
@@ -119,7 +114,10 @@ class Code:
             if not node.users:
                 graph.graph.erase_node(node)
         graph.recompile()
-        self._run = lower(graph)
+        from ndeflow.numerics.lowering import lower
+
+        with _quiet():
+            self._run = lower(graph)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         return self._run([inputs[i] for i in self.used])
@@ -173,11 +171,11 @@ class Traced:
 
     def rewritten(self, graph: fx.GraphModule, rules: Rules) -> fx.GraphModule:
         """A graph of values of this one, by some rules (see `Rewriter`), in the operations that `lower` takes."""
-        from torch._inductor.decomposition import select_decomp_table
+        from ndeflow.numerics.lowering import decompositions
 
         fakes = [node.meta["val"] for node in _placeholders(graph)]
         with self._mode, torch.no_grad(), _quiet():
-            return make_fx(Rewriter(graph, rules).run, select_decomp_table(), tracing_mode="real")(*fakes)
+            return make_fx(Rewriter(graph, rules).run, decompositions(), tracing_mode="real")(*fakes)
 
     def guards(self, count: int) -> Guards:
         """Of what was traced and rewritten so far, for the first so many arguments."""
@@ -232,89 +230,3 @@ _DECOMPOSITIONS = {
     torch.ops.aten.addcmul.default: _addcmul,  # its own does not broadcast numbers
     torch.ops.aten._efficientzerotensor.default: _zeros,  # of forward mode: it has no memory to compute with
 }
-
-
-def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
-    """A rewritten graph as machine code, which takes its arguments in a list, with any number of rows."""
-    import torch._inductor.config as config
-    from torch._guards import TracingContext, tracing
-    from torch._inductor.compile_fx import compile_fx_inner
-
-    keep_freed_memory()
-    _pin(graph)
-    if asked(graph.graph):
-        provide()
-    fakes = [node.meta["val"] for node in _placeholders(graph)]
-    mode = TracingContext(fakes[0].fake_mode)
-    shims = "aot_inductor.custom_ops_to_c_shims"
-    apart = [*config._cache_config_ignore_prefix, shims]  # what cannot be part of a key would keep all out of the cache
-    options = {"cpp_wrapper": True, shims: SHIMS, "_cache_config_ignore_prefix": apart}
-    options["size_asserts"] = not written(graph)  # of all arguments and results at each call, a tenth of a product
-    with torch.no_grad(), _quiet(), row_by_row(), config.patch(options), tracing(mode):
-        compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=True, is_inference=True)
-    return compiled.current_callable  # its own call looks for a profiler and a cache first
-
-
-def _pin(graph: fx.GraphModule) -> None:
-    """Have the compiler lay out results as they were traced: other programs were made for them as they lie there."""
-    output: Any = graph.graph.output_node()
-    strides = [x.meta["val"].stride() for x in output.args[0]]
-    output.meta |= {"original_output_strides": strides, "user_visible_output_idxs": list(range(len(strides)))}
-
-
-def written(graph: fx.GraphModule) -> bool:
-    """Whether the compiler writes code for every operation of a graph, or it is ours: none gives unforeseen shapes.
-
-    Its arguments are not looked at: who calls a program gives them as they were when it was traced.
-    """
-    from torch._inductor.lowering import fallbacks, lowerings
-
-    found = {node.target for node in graph.graph.nodes if isinstance(node.target, OpOverload)} - {OPERATION}
-    return all(operation in lowerings and operation not in fallbacks for operation in found)
-
-
-@cache
-def provide() -> None:
-    """Let machine code that is loaded from now on find the operation of `products`, compiled here.
-
-    By a library that depends on nothing, and calls it: what is loaded for all to find takes along all that it depends
-    on, which of torch must not be found by others. Raises `Refusal` where it cannot be made.
-    """
-    from torch._inductor.codecache import CppCodeCache
-
-    try:
-        made: Any = CppCodeCache.load(f"// {torch.__version__}\n{SOURCE.read_text()}", needs_vec_isa=True)
-        found: Any = CppCodeCache.load(DOOR)
-    except Exception as error:
-        raise Refusal(f"its products of matrices could not be made for AVX-512 ({error}); update torch") from error
-    operation = ctypes.cast(made.ndeflow_product, ctypes.c_void_p)
-    ctypes.c_void_p.in_dll(ctypes.CDLL(found._name, mode=ctypes.RTLD_GLOBAL), "ndeflow_product").value = operation.value
-
-
-@contextmanager
-def row_by_row() -> Iterator[None]:
-    """Inside, loops that hand a row's values on to each other are not fused where a pass takes many rows at once.
-
-    Torch 2.13 keeps the values of the last of these rows only, for all of them (pytorch/pytorch#185702).
-    """
-    from torch._inductor.codegen import cpp
-
-    Fused: Any = cpp.OuterLoopFusedSchedulerNode
-    check = Fused.check_outer_fusion_loop_level_attr
-
-    def checked(self: Any, kernels: Any, depth: int) -> bool:
-        steps = [loop.steps for kernel in kernels for loop in kernel.loop_nest.loops[:depth]]
-        return all(step == 1 for step in steps) and check(self, kernels, depth)
-
-    Fused.check_outer_fusion_loop_level_attr = checked
-    try:
-        yield
-    finally:
-        Fused.check_outer_fusion_loop_level_attr = check
-
-
-def kept_in() -> str:
-    """The folder of compiled code: TORCHINDUCTOR_CACHE_DIR, by default a temporary one."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return cache_dir()

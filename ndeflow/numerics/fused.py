@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ndeflow.numerics.audit import Refusal, inspect
-from ndeflow.numerics.compiled import Program, kept_in
+from ndeflow.numerics.compiled import Program
 from ndeflow.numerics.fingerprint import Versions, noted, survey
 from ndeflow.numerics.replay import Ambient
 
@@ -68,6 +68,8 @@ class Fused:
         return program
 
     def _compiled(self, module: nn.Module, names: list[str], learned: int, flat: list[Tensor]) -> Program:
+        from ndeflow.numerics.lowering import kept_in  # imports the compiler
+
         call, count, name = _Call(module, self.function), len(names), module._get_name()
 
         def both(*flat: Tensor) -> list[Tensor]:

@@ -53,16 +53,11 @@ void lay_by_rows(const Matrix& x, int64_t i, int64_t j, int64_t rows, int64_t co
   at::vec::transpose_mxn<float>(x.at(i, j), x.column, to, ld, static_cast<int>(columns), static_cast<int>(rows));
 }
 
-// All of a matrix that lies by columns, copied so that it lies by rows; valid until the next call on this thread.
-float* laid_by_rows(const Matrix& x) {
-  thread_local std::vector<float> room;
-  const size_t size = x.rows * x.columns;
-  if (room.size() < size) room = std::vector<float>(size);
-  float* to = room.data();
+// All of a matrix that lies by columns, copied so that it lies by rows.
+void lay_by_rows(const Matrix& x, float* to) {
   at::parallel_for(0, x.columns, 1 + WORTH_A_THREAD / (8 * x.rows + 1), [&](int64_t begin, int64_t end) {
     lay_by_rows(x, 0, begin, x.rows, end - begin, to + begin, x.columns);
   });
-  return to;
 }
 
 // Rows i to i + rows of y = x w, in columns j to j + n; w lies by rows.
@@ -80,8 +75,7 @@ void multiply(const Matrix& x, const Matrix& w, const Matrix& y, int64_t i, int6
 }
 
 // y = x w; y lies by rows.
-void multiply(const Matrix& x, Matrix w, const Matrix& y) {
-  if (w.column != 1) w.data = laid_by_rows(w), w.row = w.columns, w.column = 1;
+void multiply(const Matrix& x, const Matrix& w, const Matrix& y) {
   const int64_t most = x.rows < ROWS * at::get_num_threads() ? ROWS / 2 : ROWS;
   const int64_t down = (x.rows + most - 1) / most, across = (y.columns + COLUMNS - 1) / COLUMNS;
   const int64_t work = most * x.columns * std::min(COLUMNS, y.columns);
@@ -98,19 +92,22 @@ void multiply(const Matrix& x, Matrix w, const Matrix& y) {
 
 }  // namespace
 
-extern "C" AOTITorchError ndeflow_product(AtenTensorHandle x, AtenTensorHandle w, AtenTensorHandle* result) {
-  AtenTensorHandle made = nullptr;
+extern "C" AOTITorchError ndeflow_product(AtenTensorHandle result, AtenTensorHandle x, AtenTensorHandle w) {
   try {
-    const Matrix left(x), right(w);
-    const int64_t sizes[] = {left.rows, right.columns}, strides[] = {right.columns, 1};
-    check(aoti_torch_empty_strided(
-        2, sizes, strides, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, &made));
-    multiply(left, right, Matrix(made));
-    *result = made;
+    multiply(Matrix(x), Matrix(w), Matrix(result));
     return AOTI_TORCH_SUCCESS;
   } catch (const std::exception& error) {
     std::cerr << "a product of matrices failed: " << error.what() << std::endl;
-    if (made != nullptr) aoti_torch_delete_tensor_object(made);
+    return AOTI_TORCH_FAILURE;
+  }
+}
+
+extern "C" AOTITorchError ndeflow_lay(AtenTensorHandle result, AtenTensorHandle x) {
+  try {
+    lay_by_rows(Matrix(x), Matrix(result).data);
+    return AOTI_TORCH_SUCCESS;
+  } catch (const std::exception& error) {
+    std::cerr << "a matrix could not be laid by rows: " << error.what() << std::endl;
     return AOTI_TORCH_FAILURE;
   }
 }

@@ -10,41 +10,69 @@ import torch
 from torch import Tensor, fx
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-"""Of the operation in machine code, `ndeflow_product`."""
+"""Of the operations in machine code, `ndeflow_product` and `ndeflow_lay`."""
 DOOR = """
 extern "C" {
-int (*ndeflow_product)(void*, void*, void**) = nullptr;
-int aoti_torch_cpu_product(void* x, void* weight, void** result) { return ndeflow_product(x, weight, result); }
+int (*ndeflow_product)(void*, void*, void*) = nullptr;
+int (*ndeflow_lay)(void*, void*) = nullptr;
+int aoti_torch_cpu_product(void* result, void* x, void* weight) { return ndeflow_product(result, x, weight); }
+int aoti_torch_cpu_lay(void* result, void* x) { return ndeflow_lay(result, x); }
 }
 """
-"""By which compiled code calls it."""
+"""By which compiled code calls them."""
 
-torch.library.define("ndeflow::product", "(Tensor x, Tensor weight) -> Tensor")
+torch.library.define("ndeflow::product_by_rows", "(Tensor x, Tensor weight) -> Tensor")
+torch.library.define("ndeflow::laid_by_rows", "(Tensor x) -> Tensor")
 
 
-@torch.library.impl("ndeflow::product", "CPU")
+@torch.library.impl("ndeflow::product_by_rows", "CPU")
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     return x @ weight
 
 
-@torch.library.register_fake("ndeflow::product")
+@torch.library.impl("ndeflow::laid_by_rows", "CPU")
+def _laid(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("ndeflow::product_by_rows")
 def _shape_of_product(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
-OPERATION = torch.ops.ndeflow.product.default
-SHIMS = {OPERATION: ["AOTITorchError aoti_torch_cpu_product(AtenTensorHandle, AtenTensorHandle, AtenTensorHandle*)"]}
+@torch.library.register_fake("ndeflow::laid_by_rows")
+def _shape_of_laid(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+OPERATION = torch.ops.ndeflow.product_by_rows.default
+LAID = torch.ops.ndeflow.laid_by_rows.default
+SHIMS = {
+    OPERATION: ["AOTITorchError aoti_torch_cpu_product(AtenTensorHandle, AtenTensorHandle, AtenTensorHandle)"],
+    LAID: ["AOTITorchError aoti_torch_cpu_lay(AtenTensorHandle, AtenTensorHandle)"],
+}
 
 
 def product(x: Tensor, weight: Tensor) -> Any:
-    """x (M, K) @ weight (K, N), in float32 on the CPU; NotImplemented where torch's own is to be taken.
+    """x (M, K) @ weight (K, N), in float32 on the CPU; NotImplemented where torch's own is to be taken."""
+    return OPERATION(x, laid(weight)) if _taken(x) and _taken(weight) else NotImplemented
 
-    It is of a batch of rows with a matrix of fixed size, or of the rows of two batches with one another, the first
-    transposed. Results of a single row are left to the compiler, which fuses them with what follows.
-    """
-    fits = x.device.type == "cpu" and x.dtype == torch.float32 and _lies_well(x) and _lies_well(weight)
-    batched = _dynamic(x.shape[0]) or (x.shape[0] > 1 and _dynamic(x.shape[1]) and x.stride(0) == 1)
-    return OPERATION(x, weight) if fits and batched and pays() else NotImplemented
+
+def laid(x: Tensor) -> Tensor:
+    """A matrix of fixed sizes by rows, where products may be ours: weights are taken transposed, by many products."""
+    fixed = not any(isinstance(n, torch.SymInt) for n in x.shape)
+    return LAID(x) if fixed and x.stride(1) != 1 and _taken(x) else x
+
+
+def lay_once(graph: fx.Graph) -> None:
+    """Lay a matrix by rows once, for all that take it so."""
+    found: dict[Any, fx.Node] = {}
+    for node in graph.find_nodes(op="call_function", target=LAID):
+        (x,) = node.all_input_nodes
+        known = found.setdefault((x.target, x.args) if x.args else x, node)
+        if known is not node:
+            node.replace_all_uses_with(known)
+            graph.erase_node(node)
 
 
 def pays() -> bool:
@@ -61,16 +89,12 @@ def pays() -> bool:
 
 
 def asked(graph: fx.Graph) -> bool:
-    """Whether a graph has such products."""
-    return any(node.target is OPERATION for node in graph.nodes)
+    """Whether a graph has such operations."""
+    return any(node.target in SHIMS for node in graph.nodes)
 
 
-def _dynamic(size: int | torch.SymInt) -> bool:
-    """Whether it is a number of rows that programs leave open."""
-    return isinstance(size, torch.SymInt)
-
-
-def _lies_well(x: Tensor) -> bool:
-    """Whether a matrix lies in memory by rows or by columns."""
+def _taken(x: Tensor) -> bool:
+    """Whether a matrix may be a factor: in float32 on the CPU, where it lies by rows or by columns."""
     rows, columns = x.shape
-    return x.stride() in ((columns, 1), (1, rows))
+    lies_well = x.stride() in ((columns, 1), (1, rows))
+    return lies_well and x.device.type == "cpu" and x.dtype == torch.float32 and pays()

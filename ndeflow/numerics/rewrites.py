@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ndeflow.numerics.products import product
+from ndeflow.numerics.products import laid, product
 
 aten = torch.ops.aten
 
@@ -67,9 +67,10 @@ def _silu_backward(grad: Tensor, x: Tensor) -> Any:
 
 
 def _few_in(x: Tensor, weight: Tensor) -> Any:
-    """x (rows, K) @ weight (K, N) for few K, where the number of rows alone is dynamic."""
-    if not _dynamic_rows(x, weight) or weight.shape[0] > SMALL:
+    """x (rows, K) @ weight (K, N) for few K, of a batch or a single row with a matrix of fixed size."""
+    if not _of_rows(x, weight) or weight.shape[0] > SMALL:
         return NotImplemented
+    weight = laid(weight)
     terms = [x.narrow(1, k, 1) * weight[k] for k in range(weight.shape[0])]
     return sum(terms[1:], start=terms[0])
 
@@ -77,7 +78,7 @@ def _few_in(x: Tensor, weight: Tensor) -> Any:
 def _few(x: Tensor, weight: Tensor) -> Any:
     """The same for few K or N."""
     found = _few_in(x, weight)
-    if found is not NotImplemented or not _dynamic_rows(x, weight) or weight.shape[1] > SMALL:
+    if found is not NotImplemented or not _of_rows(x, weight) or weight.shape[1] > SMALL:
         return found
     return torch.stack([(x * weight[:, n]).sum(dim=-1) for n in range(weight.shape[1])], dim=-1)
 
@@ -92,8 +93,9 @@ def _or_other(few: Product) -> Product:
     return either
 
 
-def _dynamic_rows(x: Tensor, weight: Tensor) -> bool:
-    return isinstance(x.shape[0], torch.SymInt) and not any(isinstance(n, torch.SymInt) for n in weight.shape)
+def _of_rows(x: Tensor, weight: Tensor) -> bool:
+    rows = isinstance(x.shape[0], torch.SymInt) or x.shape[0] == 1
+    return rows and not any(isinstance(n, torch.SymInt) for n in weight.shape)
 
 
 def _with_bias(times: Product) -> Callable[..., Any]:

@@ -3,45 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import repeat
-from operator import is_
+from operator import attrgetter, is_, itemgetter
 from typing import Any, NamedTuple, final
 
 from torch import Tensor, nn
 
 from ndeflow.numerics.fingerprint import SCALARS, Attribute, Survey, picture, survey
 
-_HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 _MISSING = object()
 _NOT_SET = (set(dir(nn.Module)) | set(vars(nn.Module()))) - {"forward", "training"}  # by users of modules
+_KIND = attrgetter("requires_grad", "dtype", "device", "shape")
+_STRUCTURE = itemgetter(
+    *("_parameters", "_buffers", "_modules"),
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+)
 
 
 class Part(NamedTuple):
-    """What a module was; it is known again by its dictionary of parameters, so that none is kept alive.
+    """What a module was, without hooks; it is known again by its dictionary of parameters, so that none is kept alive.
 
-    plain: names of attributes that were read, and are what they are as long as they are the same objects. held: see
-    `_held`. other: names and pictures of further attributes that were read.
+    names, tensors: of its parameters and of its buffers. parts: names of its parts. plain: names of attributes that
+    were read, with their values, and are what they are as long as these are the same objects. other: the same of
+    further attributes, with pictures of them.
     """
 
-    plain: list[str]
-    held: list[Any]
+    kind: type[nn.Module]
+    parameters: dict[str, Any]
+    buffers: dict[str, Any]
+    names: tuple[list[str], list[str]]
+    tensors: tuple[list[Any], list[Any]]
+    parts: list[str]
+    plain: list[tuple[str, Any]]
     other: list[tuple[str, Any]]
 
     @classmethod
     def of(cls, module: nn.Module, read: Sequence[str]) -> Part:
         values = [(name, module.__dict__.get(name, _MISSING)) for name in read]
-        plain = [name for name, x in values if _is_plain(x)]
+        plain = [(name, x) for name, x in values if _is_plain(x)]
         other = [(name, picture(x)) for name, x in values if not _is_plain(x)]
-        return cls(plain, _held(module, plain), other)
+        parameters, buffers, parts, *_ = _STRUCTURE(module.__dict__)
+        names, tensors = ([*parameters], [*buffers]), ([*parameters.values()], [*buffers.values()])
+        return cls(type(module), parameters, buffers, names, tensors, [*parts], plain, other)
 
     def same(self, module: nn.Module) -> bool:
         """Whether a module is still that, without hooks."""
-        own, held = module.__dict__, _held(module, self.plain)
+        own = module.__dict__
+        parameters, buffers, parts, after, before, back, backs = _STRUCTURE(own)
         return (
-            not any(map(own.__getitem__, _HOOKS))
-            and len(held) == len(self.held)
-            and all(map(is_, held, self.held))
-            and (not self.other or all([picture(own.get(name, _MISSING)) == seen for name, seen in self.other]))
+            type(module) is self.kind
+            and parameters is self.parameters
+            and buffers is self.buffers
+            and not (after or before or back or backs)
+            and not ((parts or self.parts) and [*parts] != self.parts)
+            and not ((parameters or self.names[0]) and not _holds(parameters, self.names[0], self.tensors[0]))
+            and not ((buffers or self.names[1]) and not _holds(buffers, self.names[1], self.tensors[1]))
+            and not (self.plain and any([own.get(name, _MISSING) is not x for name, x in self.plain]))
+            and not (self.other and any([picture(own.get(name, _MISSING)) != seen for name, seen in self.other]))
         )
 
 
@@ -70,7 +87,7 @@ class Watch:
             part = stack.pop()
             self._parts.append(Part.of(part, read.get(id(part), [])))
             stack += [x for x in reversed(part._modules.values()) if x is not None]
-        self._kinds = [_kind(x) for x in self._survey.tensors]
+        self._kinds = _kinds(self._survey.tensors)
 
     def _holds(self, modules: Sequence[nn.Module], among: int) -> bool:
         stack = list(modules)[::-1]
@@ -78,21 +95,19 @@ class Watch:
             part = stack.pop() if stack else None
             if part is None or not known.same(part):
                 return False
-            if part._modules:
+            if known.parts:
                 stack += [x for x in reversed(part._modules.values()) if x is not None]
-        return among == self._among and not stack and [_kind(x) for x in self._survey.tensors] == self._kinds
+        return among == self._among and not stack and _kinds(self._survey.tensors) == self._kinds
 
 
-def _held(module: nn.Module, plain: Sequence[str]) -> list[Any]:
-    """The class of a module, its parameters, buffers and attributes, and the names of these and of its parts."""
-    own = module.__dict__
-    parameters, buffers = own["_parameters"], own["_buffers"]
-    tensors = parameters, buffers, *parameters, *parameters.values(), *buffers, *buffers.values()
-    return [type(module), *tensors, *own["_modules"], *map(own.get, plain, repeat(_MISSING))]
+def _holds(found: dict[str, Any], names: list[str], tensors: list[Any]) -> bool:
+    """Whether a dictionary is of these names and the very same tensors."""
+    return [*found] == names and all(map(is_, found.values(), tensors))
 
 
-def _kind(x: Tensor) -> tuple[Any, ...]:
-    return x.requires_grad, x.dtype, x.device, x.shape, x.stride(), x.data_ptr()
+def _kinds(tensors: Sequence[Tensor]) -> list[Any]:
+    """What of tensors must stay, beside what they are: their values may change."""
+    return [*map(_KIND, tensors), *map(Tensor.stride, tensors), *map(Tensor.data_ptr, tensors)]
 
 
 def _is_plain(value: Any) -> bool:

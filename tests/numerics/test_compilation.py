@@ -15,8 +15,8 @@ from torch.autograd import forward_ad
 from ndeflow.numerics import compilation
 from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.compilation import account
-from ndeflow.numerics.compiled import row_by_row
 from ndeflow.numerics.explicit import RungeKutta
+from ndeflow.numerics.lowering import row_by_row
 from ndeflow.numerics.solve import solve
 from tests.numerics.compiling import HEUN, OFF, ON, TS, Small, assert_alike, assert_right, programs, tanh
 from tests.problems import Mixed, Net, apart, start

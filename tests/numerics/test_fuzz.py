@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ndeflow.numerics import compiled
+from ndeflow.numerics import lowering
 from ndeflow.numerics.adjoint import Checkpointed, Direct
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.fixed import FixedRungeKutta
@@ -192,7 +192,7 @@ class Lowered:
 @pytest.fixture
 def traced(monkeypatch):
     """Graphs are traced and rewritten, but not compiled."""
-    monkeypatch.setattr(compiled, "lower", Lowered)
+    monkeypatch.setattr(lowering, "lower", Lowered)
 
 
 class Net(nn.Module):

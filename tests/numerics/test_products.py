@@ -9,8 +9,9 @@ from torch._dynamo.utils import counters
 
 from ndeflow.numerics import products
 from ndeflow.numerics.audit import Refusal
-from ndeflow.numerics.compiled import Program, Traced, provide
-from ndeflow.numerics.products import asked
+from ndeflow.numerics.compiled import Program, Traced
+from ndeflow.numerics.lowering import provide
+from ndeflow.numerics.products import LAID, asked, lay_once
 from ndeflow.numerics.rewrites import rules
 
 RULES = [rules(), rules(backward=True)]
@@ -50,15 +51,34 @@ def test_batches_times_weights_and_gradients_of_weights(paying, how):
         assert rewritten(gradient, ones(rows, 64), ones(rows, 48), (True, True), how=how)
 
 
-def test_few_columns_double_precision_a_single_row_and_gaps_are_left_alone(paying, monkeypatch):
+@pytest.mark.parametrize("how", RULES, ids=["forward", "backward"])
+def test_single_rows_and_matrices_of_fixed_sizes(paying, how):
+    for product in (lambda x, w: [x @ w], lambda x, w: [w @ w]):
+        traced = Traced(product, (ones(1, 64), ones(64, 64)), (True, False))
+        assert asked(traced.rewritten(traced.graph, how).graph)
+
+
+def test_weights_that_are_taken_by_columns_are_laid_by_rows_once(paying):
+    def stages(x: Tensor, weight: Tensor, other: Tensor) -> list[Tensor]:
+        return [torch.tanh(x @ weight.t()) @ weight.t() @ other.t() @ other]
+
+    given = ones(3, 64), ones(64, 64), ones(64, 64)
+    traced = Traced(stages, given, (True, False, False))
+    graph = traced.rewritten(traced.graph, RULES[0])
+    want = graph(*given)[0]
+    lay_once(graph.graph)
+    graph.graph.lint()
+    graph.recompile()
+    assert [len(node.users) for node in graph.graph.find_nodes(op="call_function", target=LAID)] == [2, 1]
+    assert torch.equal(graph(*given)[0], want)
+
+
+def test_few_columns_double_precision_and_gaps_are_left_alone(paying, monkeypatch):
     double = torch.float64
     assert not rewritten(torch.mm, ones(32, 4), ones(4, 64))
     assert not rewritten(torch.mm, ones(32, 64, dtype=double), ones(64, 64, dtype=double))
     assert not rewritten(lambda x, w: x[:, ::2] @ w, ones(32, 64), ones(32, 64))
     assert not rewritten(lambda x, w: x[:1].expand_as(x) @ w, ones(32, 64), ones(64, 64))
-    assert not rewritten(lambda g, x: g.t() @ x, ones(32, 1), ones(32, 64), (True, True))
-    single = Traced(lambda x, w: [x @ w], (ones(1, 64), ones(64, 64)), (True, False))
-    assert not asked(single.rewritten(single.graph, RULES[0]).graph)
     monkeypatch.setattr(products, "pays", lambda: False)
     assert not rewritten(torch.mm, ones(32, 64), ones(64, 64))
 

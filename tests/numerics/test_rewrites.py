@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ndeflow.numerics import products
 from ndeflow.numerics.rewrites import SMALL, Rewriter, rational_tanh, rules
 from tests.problems import apart
 
@@ -92,7 +93,14 @@ def test_products_over_a_dynamic_number_of_rows(inner, outer, bias):
     assert all(node.args[1] == 1 for node in graph.graph.nodes if node.target is torch.ops.aten.slice.Tensor)
 
 
-def test_products_of_fixed_shapes_and_scaled_ones_are_left_alone():
+def test_products_of_a_single_row_have_few_columns_too():
+    x, weight = torch.tensor([[2.0, 3.0]]), torch.eye(2, 8)
+    graph = rewritten(torch.mm, x, weight, how=FORWARD)
+    assert "aten.mm.default" not in targets(graph) and torch.equal(graph(x, weight), x @ weight)
+
+
+def test_products_of_fixed_shapes_and_scaled_ones_are_left_alone(monkeypatch):
+    monkeypatch.setattr(products, "pays", lambda: False)
     x, weight, shift = torch.ones(5, 2), torch.ones(2, 3), torch.ones(3)
     assert "aten.mm.default" in targets(rewritten(torch.mm, x, weight, how=FORWARD))
     scaled = rewritten(lambda b, x, w: torch.addmm(b, x, w, alpha=2.0), shift, x, weight, how=FORWARD)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ndeflow import outcome, runs
 from ndeflow.models import NeuralODE
-from ndeflow.numerics import compiled
+from ndeflow.numerics import lowering
 from ndeflow.numerics.accounts import account
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.training.checkpoints import read_checkpoint
@@ -63,7 +63,7 @@ def visible():
     """Programs are not compiled, and are off by a little, so that a solve shows whether it went through them."""
     wrong = lambda graph: lambda xs: [x * (1 + 1e-5) for x in graph(*xs)]  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "lower", wrong)
+        patch.setattr(lowering, "lower", wrong)
         yield
 
 

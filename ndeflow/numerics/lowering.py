@@ -1,0 +1,244 @@
+"""A graph as machine code. The compiler is named only here: importing it takes half a second."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, final
+from unittest.mock import patch
+
+import torch
+import torch._inductor.config as config
+from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._inductor import ir
+from torch._inductor.codecache import CppCodeCache
+from torch._inductor.codegen import common, cpp, wrapper
+from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.lowering import (
+    add_layout_constraint,
+    constrain_to_fx_strides,
+    fallbacks,
+    lowerings,
+    register_lowering,
+)
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch._inductor.virtualized import V
+from torch._ops import OpOverload
+
+from ndeflow.numerics.allocator import keep_freed_memory
+from ndeflow.numerics.audit import Refusal
+from ndeflow.numerics.products import DOOR, LAID, OPERATION, SHIMS, SOURCE, asked, lay_once
+
+_ROOMS = Path(__file__).with_name("rooms.h")
+_ROOM_DIMS = 8
+_CALL = """
+def call(args):
+    handles = inductor_entry(torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(args))
+    return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(handles)
+"""
+
+
+def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    """A rewritten graph as machine code, which takes its arguments in a list, with any number of rows."""
+    keep_freed_memory()
+    _pin(graph)
+    if asked(graph.graph):
+        provide()
+    fakes = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+    mode, foreseen = TracingContext(fakes[0].fake_mode), written(graph)
+    shims = "aot_inductor.custom_ops_to_c_shims"
+    apart = [*config._cache_config_ignore_prefix, shims]  # what cannot be part of a key would keep all out of the cache
+    options = {"cpp_wrapper": True, shims: SHIMS, "_cache_config_ignore_prefix": apart}
+    options |= {"size_asserts": not foreseen, "post_grad_custom_post_pass": _LayOnce()}
+    with torch.no_grad(), row_by_row(), _roomy(foreseen), config.patch(options), tracing(mode):
+        compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=True, is_inference=True)
+    return compiled.current_callable  # its own call looks for a profiler and a cache first
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """How operations are written that the compiler does not take: by operation, a function of the same arguments."""
+    return select_decomp_table()
+
+
+def kept_in() -> str:
+    """The folder of compiled code: TORCHINDUCTOR_CACHE_DIR, by default a temporary one."""
+    return cache_dir()
+
+
+def written(graph: fx.GraphModule) -> bool:
+    """Whether the compiler writes code for every operation of a graph, or it is ours: none gives unforeseen shapes.
+
+    Then neither these nor the arguments are looked at at each call, which took a tenth of a product: who calls a
+    program gives it what it was traced with. And no operation can call the same program again.
+    """
+    found = {node.target for node in graph.graph.nodes if isinstance(node.target, OpOverload)}
+    return all(operation in lowerings and operation not in fallbacks for operation in found)
+
+
+@cache
+def provide() -> None:
+    """Let machine code that is loaded from now on find the operations of `products`, compiled here.
+
+    By a library that depends on nothing, and calls them: what is loaded for all to find takes along all that it depends
+    on, which of torch must not be found by others. Raises `Refusal` where it cannot be made.
+    """
+    try:
+        made: Any = CppCodeCache.load(f"// {torch.__version__}\n{SOURCE.read_text()}", needs_vec_isa=True)
+        found: Any = CppCodeCache.load(DOOR)
+    except Exception as error:
+        raise Refusal(f"its products of matrices could not be made for AVX-512 ({error}); update torch") from error
+    doors = ctypes.CDLL(found._name, mode=ctypes.RTLD_GLOBAL)
+    for name in ("ndeflow_product", "ndeflow_lay"):
+        ctypes.c_void_p.in_dll(doors, name).value = ctypes.cast(getattr(made, name), ctypes.c_void_p).value
+
+
+@contextmanager
+def row_by_row() -> Iterator[None]:
+    """Inside, loops that hand a row's values on to each other are not fused where a pass takes many rows at once.
+
+    Torch 2.13 keeps the values of the last of these rows only, for all of them (pytorch/pytorch#185702).
+    """
+    Fused: Any = cpp.OuterLoopFusedSchedulerNode
+    check = Fused.check_outer_fusion_loop_level_attr
+
+    def checked(self: Any, kernels: Any, depth: int) -> bool:
+        steps = [loop.steps for kernel in kernels for loop in kernel.loop_nest.loops[:depth]]
+        return all(step == 1 for step in steps) and check(self, kernels, depth)
+
+    with patch.object(Fused, "check_outer_fusion_loop_level_attr", checked):
+        yield
+
+
+def _pin(graph: fx.GraphModule) -> None:
+    """Have the compiler lay out results as they were traced: other programs were made for them as they lie there."""
+    output: Any = graph.graph.output_node()
+    strides = [x.meta["val"].stride() for x in output.args[0]]
+    output.meta |= {"original_output_strides": strides, "user_visible_output_idxs": list(range(len(strides)))}
+
+
+@final
+class _LayOnce(CustomGraphPass):
+    """`lay_once`, after all that the compiler does to a graph; what is kept of programs is of these files alone."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        lay_once(graph)
+
+    def uuid(self) -> Any:
+        return _of_these_files()
+
+
+@cache
+def _of_these_files() -> Any:
+    return get_hash_for_files((__file__, str(_ROOMS), str(SOURCE)))
+
+
+def _written_by(name: str, operation: OpOverload, inputs: Sequence[Any], size: Sequence[Any]) -> Any:
+    """A function of matrices that writes its result, by rows, where the compiler plans it."""
+    found = [ir.ExternKernel.realize_input(x) for x in inputs]
+    layout = ir.FixedLayout(found[0].get_device(), found[0].get_dtype(), size)
+    return ir.TensorBox.create(ir.ExternKernelOut(layout, found, cpp_kernel_name=name, op_overload=operation))
+
+
+@register_lowering(OPERATION, type_promotion_kind=None)
+def _product(x: Any, weight: Any) -> Any:
+    size = [x.get_size()[0], weight.get_size()[1]]
+    return _written_by("aoti_torch_cpu_product", OPERATION, [x, weight], size)
+
+
+@register_lowering(LAID, type_promotion_kind=None)
+def _laid(x: Any) -> Any:
+    return _written_by("aoti_torch_cpu_lay", LAID, [x], x.get_size())
+
+
+add_layout_constraint(OPERATION, constrain_to_fx_strides)
+add_layout_constraint(LAID, constrain_to_fx_strides)
+
+
+@contextmanager
+def _roomy(wanted: bool) -> Iterator[None]:
+    """Inside, what is written for the CPU is `Roomy`, if that is wanted."""
+    common.init_backend_registration()
+    codes = common.device_codegens["cpu"]
+    with patch.object(codes, "cpp_wrapper_codegen", Roomy if wanted else codes.cpp_wrapper_codegen):
+        yield
+
+
+@final
+class Roomy(CppWrapperCpu):
+    """C++ around kernels that keeps small intermediate tensors from call to call, as rooms.h says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rooms: set[str] = set()  # names of the tensors that are given to nobody
+        self._views: dict[str, str] = {}  # of arguments: how they are made -> name
+
+    @staticmethod
+    def create(*_: Any) -> Roomy:
+        return Roomy()
+
+    def write_prefix(self) -> None:
+        super().write_prefix()
+        self.prefix.splice(_ROOMS.read_text().replace("ROOM_DIMS", str(_ROOM_DIMS)))
+
+    def generate_end(self, result: Any) -> None:
+        super().generate_end(result)
+        if not V.graph.constants and all(self.output_is_tensor.values()):
+            result.splice(_CALL)  # less Python than theirs, which is for arguments that are no tensors too
+
+    def memory_plan_reuse(self) -> None:
+        super().memory_plan_reuse()
+        given = set(V.graph.get_output_names())
+        for line in reversed(self.lines):
+            if isinstance(line, (wrapper.ReuseLine, wrapper.ReinterpretLine)) and line.reused_as.get_name() in given:
+                given.add(line.node.get_name())
+        made = [line.node for line in self.lines if isinstance(line, wrapper.AllocateLine)]
+        self._rooms = {x.get_name() for x in made if len(x.get_size()) <= _ROOM_DIMS} - given
+
+    def make_buffer_allocation(self, buffer: Any) -> str:
+        name = buffer.get_name()
+        if name not in self._rooms:
+            return super().make_buffer_allocation(buffer)
+        about = self._shape(buffer), self.codegen_dtype(buffer.get_dtype()), self.codegen_device(buffer.get_device())
+        return f"static thread_local Room {name}_room; auto& {name} = {name}_room.of({', '.join(about)});"
+
+    def codegen_exact_buffer_reuse(self, old_name: str, new_name: str, del_line: str) -> str:
+        if old_name not in self._rooms:
+            return super().codegen_exact_buffer_reuse(old_name, new_name, del_line)
+        self._rooms.add(new_name)
+        return f"auto& {new_name} = {old_name};  // reuse"
+
+    def codegen_deferred_allocation(self, name: str, view: Any) -> None:
+        if view.get_dtype() != view.data.get_dtype():
+            return super().codegen_deferred_allocation(name, view)
+        place = f"{self.codegen_sizevar(view.layout.offset)}, {view.get_dtype().itemsize}"
+        about = f"{view.get_name()}, {self._shape(view)}, {place}"
+        self.writeline(common.DeferredLine(name, f"Part {name}({about});  // alias"))
+
+    def codegen_reinterpret_view(
+        self, data: Any, size: Any, stride: Any, offset: Any, writeline: Any, *more: Any, **rest: Any
+    ) -> str:
+        made = super().codegen_reinterpret_view(data, size, stride, offset, writeline, *more, **rest)
+        if data.get_name() not in V.graph.graph_inputs:
+            return made
+        if made not in self._views:
+            self._views[made] = f"view_{len(self._views)}"
+            writeline(f"auto {self._views[made]} = {made};")
+        return self._views[made]
+
+    def _shape(self, x: Any) -> str:
+        """Number of dimensions, sizes and strides."""
+        size, strides = x.get_size(), x.get_stride()
+        return f"{len(size)}, {self._numbers(size)}, {self._numbers(strides)}"
+
+    def _numbers(self, numbers: Sequence[Any]) -> str:
+        fixed, text = self.is_statically_known_list_of_ints(numbers), self.codegen_shape_tuple(numbers)
+        return self.codegen_int_array_var(
+            text, self.writeline, known_statically=fixed, graph=self.get_codegened_graph()
+        )

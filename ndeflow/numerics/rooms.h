@@ -1,0 +1,73 @@
+// Where compiled programs keep what they compute with.
+//
+// The compiler makes a tensor of every intermediate at each call, and of every part of one that it writes to: a fifth of
+// a step of 32 rows, half of one of a single row.
+
+#include <algorithm>
+#include <array>
+
+// A tensor that a program computes with and gives to nobody. A small one stays for the next call on the same thread.
+class Room {
+ public:
+  static constexpr int64_t SMALL = 1 << 14;  // elements
+
+  Room() = default;
+  Room(const Room&) = delete;
+  ~Room() { leave(); }
+
+  Room& of(int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t dtype, int32_t device, int32_t index) {
+    if (handle_ != nullptr && std::equal(sizes, sizes + dims, sizes_.begin())) return *this;
+    leave();
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, dtype, device, index, &handle_));
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle_, &data_));
+    int64_t elements = 1;
+    for (int64_t i = 0; i < dims; ++i) elements *= sizes_[i] = sizes[i];
+    small_ = elements <= SMALL;
+    return *this;
+  }
+
+  operator AtenTensorHandle() const { return handle_; }
+  void* data_ptr() const { return data_; }
+
+  // It is not needed in this call any more.
+  void reset() {
+    if (!small_) leave();
+  }
+
+ private:
+  void leave() {
+    if (handle_ != nullptr) aoti_torch_delete_tensor_object(handle_);
+    handle_ = nullptr;
+  }
+
+  AtenTensorHandle handle_ = nullptr;
+  void* data_ = nullptr;
+  bool small_ = false;
+  std::array<int64_t, ROOM_DIMS> sizes_{};
+};
+
+// A part of a tensor, which is made a tensor where it is asked for as one.
+class Part {
+ public:
+  Part(AtenTensorHandle whole, int64_t dims, const int64_t* sizes, const int64_t* strides, int64_t offset, int64_t width)
+      : whole_(whole), dims_(dims), sizes_(sizes), strides_(strides), offset_(offset) {
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(whole, &data_));
+    data_ = static_cast<char*>(data_) + offset * width;
+  }
+
+  operator AtenTensorHandle() {
+    if (tensor_.get() == nullptr) tensor_ = reinterpret_tensor_wrapper(whole_, dims_, sizes_, strides_, offset_);
+    return tensor_.get();
+  }
+
+  void* data_ptr() const { return data_; }
+  void reset() {}
+
+ private:
+  AtenTensorHandle whole_;
+  int64_t dims_;
+  const int64_t *sizes_, *strides_;
+  int64_t offset_;  // in elements, of `width` bytes each, from where the whole begins
+  void* data_;
+  RAIIAtenTensorHandle tensor_;
+};
