@@ -146,9 +146,9 @@ class Problem:
         None where rows have their own times, or gradients of times are wanted.
         """
         times = [self.ts] if self.probes is None else [self.ts, self.probes]
-        if any(x.dim() > 1 or x.requires_grad for x in times):
+        if any([x.dim() > 1 or x.requires_grad for x in times]):
             return None
-        return tuple(value for x in times for value in x.tolist())
+        return tuple([value for x in times for value in x.tolist()])
 
     def with_probes(self, times: Tensor) -> Problem:
         """The same problem, also read at `times`: (P,) or (B, P) as `ts` is."""

@@ -151,5 +151,5 @@ def _asked_for(solution: Solution, problem: Problem) -> Solution:
         solution,
         ts=solution.ts[..., :times],
         ys=solution.ys[:, :times],
-        integrals=solution.integrals[:, :times, :columns],
+        columns=solution.integrals[:, :times, :columns],
     )

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from ndeflow.numerics.fingerprint import Versions
+from ndeflow.numerics.fingerprint import Survey, Versions
 from ndeflow.numerics.watch import Watch
 
 if TYPE_CHECKING:
-    from ndeflow.numerics.engine import Entry
+    from ndeflow.numerics.engine import Engine, Entry
+
+
+class Last(NamedTuple):
+    """The engine of the last solve of a field, without the field, and what it was made for: for others it is not."""
+
+    now: Survey
+    about: tuple[Any, ...]
+    engine: Engine
 
 
 @dataclass
@@ -21,8 +29,8 @@ class Account:
     """What a field has cost in solves that record gradients, and what was compiled for it.
 
     evaluations: so far, until it is switched: compiled from now on where it can be. compiled: whether a solve that
-    records gradients was. seconds: spent compiling. versions: of its plain attributes. watch: on its modules. said:
-    what was reported. compiling: now.
+    records gradients was. seconds: spent compiling. versions: of its plain attributes. watch: on its modules. last: for
+    the next solve. said: what was reported. compiling: now.
     """
 
     evaluations: int = 0
@@ -32,6 +40,7 @@ class Account:
     entries: dict[Hashable, Entry] = field(default_factory=dict)
     versions: Versions = field(default_factory=Versions)
     watch: Watch = field(default_factory=Watch)
+    last: Last | None = None
     said: set[str] = field(default_factory=set)
     compiling: bool = False
 

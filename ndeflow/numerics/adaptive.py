@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ class Adaptive(Marching):
     def apart(self) -> bool:
         return self.batching == "per_sample"
 
-    @property
+    @cached_property
     def rules(self) -> Rules:
         return Rules(self.controller, self.order, self.max_steps, self.method, self.masks)
 

@@ -221,7 +221,7 @@ class AdaptiveStochastic(Adaptive):
         return system
 
     def engage(self, system: InitialValue, recording: bool, keeping: bool) -> Self:
-        system.engine = stepper_for(self, StochasticForm(self), system, recording, keeping)
+        system.engine = stepper_for(self, StochasticForm, self, system, recording, keeping)
         return self
 
     def pace(self, system: System, stepper: Stepper, trace: Trace) -> Pace:

@@ -101,5 +101,5 @@ def engaged(solver: Any, system: InitialValue, recording: bool, keeping: bool) -
     """The fixed-step solver to march a system with: where it is to be compiled, several steps at a time."""
     longest = 1 if system.dense or system.problem.keep_mesh else LONGEST
     chunked = Chunked.of(solver, longest)
-    system.engine = stepper_for(solver, FixedForm(chunked), system, recording, keeping)
+    system.engine = stepper_for(solver, FixedForm, chunked, system, recording, keeping)
     return chunked if system.compiled else solver

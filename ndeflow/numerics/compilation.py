@@ -6,8 +6,8 @@ import gc
 import logging
 import shutil
 import time
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 from ndeflow.numerics import replay
-from ndeflow.numerics.accounts import Account, account
+from ndeflow.numerics.accounts import Account, Last, account
 from ndeflow.numerics.audit import Refusal, inspect
-from ndeflow.numerics.fingerprint import noted, survey
+from ndeflow.numerics.fingerprint import Survey, noted, survey
 from ndeflow.numerics.form import Form
 from ndeflow.numerics.stepper import Eager, Stepper
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.transforms import differentiated_forward, transformed
 
 if TYPE_CHECKING:
-    from ndeflow.numerics.engine import Engine
+    from ndeflow.numerics.engine import Engine, Entry
 
 VERSIONS = 8  # of one field's plain attributes: after so many, they are taken to change from solve to solve
 
@@ -39,12 +39,14 @@ def check_choice(compile: str) -> None:
         raise ValueError(f"expected compile {', '.join(COMPILE)}, got {compile!r}")
 
 
-def stepper_for(solver: Any, form: Form, system: InitialValue, recording: bool, keeping: bool) -> Stepper:
+def stepper_for(
+    solver: Any, kind: Callable[[Any], Form], marched: Any, system: InitialValue, recording: bool, keeping: bool
+) -> Stepper:
     """What a solve computes its steps with: an engine where it is to be compiled.
 
-    form: of the solver's steps. recording: the solve records gradients. keeping: then what steps compute is kept for
-    the backward pass. Raises ValueError with the reason where `solver.compile` is "on" and the solve cannot be
-    compiled; with "auto" the reason is logged once for each field.
+    kind: gives the form of the steps of `marched`, what the solver marches as. recording: the solve records gradients.
+    keeping: then what steps compute is kept for the backward pass. Raises ValueError with the reason where
+    `solver.compile` is "on" and the solve cannot be compiled; with "auto" the reason is logged once for each field.
     """
     module, eager = system.problem.field, Eager(solver)
     if solver.compile == "off":
@@ -56,7 +58,7 @@ def stepper_for(solver: Any, form: Form, system: InitialValue, recording: bool, 
     mine = account(module)
     if not _due(solver, mine, recording):
         return Eager(solver, mine if recording else None)
-    engine = _engine(solver, form, system, mine, recording, keeping)
+    engine = _engine(solver, kind, marched, system, mine, recording, keeping)
     if isinstance(engine, str):
         _refused(solver, module, engine, mine)
         return eager
@@ -94,34 +96,56 @@ def _engines() -> Any:
 
 
 def _engine(
-    solver: Any, form: Form, system: InitialValue, mine: Account, recording: bool, keeping: bool
+    solver: Any,
+    kind: Callable[[Any], Form],
+    marched: Any,
+    system: InitialValue,
+    mine: Account,
+    recording: bool,
+    keeping: bool,
 ) -> Engine | str:
-    """The engine of a solve, or why there is none."""
-    Engine, Entry = _engines()
+    """The engine of a solve, or why there is none; where nothing is different, that of the last one anew."""
+    modules = [system.problem.field, *(integrand for integrand, _ in system.integrands)]
+    now, ambient = mine.watch.look(modules, mine.versions.reads), replay.Ambient.of(system.problem.y0)
+    about = kind, marched, system.rows, recording, keeping, (solver.compile, ambient, *_setting(system))
+    making, last = partial(_making, mine, modules[0]), mine.last
+    if last is not None and last.now is now and last.about == about:
+        return last.engine.anew(modules, making)
+    form, (Engine, _) = kind(marched), _engines()
+    entry = _entry(form, system, mine, modules, now, about[-1])
+    if isinstance(entry, str):
+        return entry
+    engine = Engine(form, system, entry, modules, now, ambient, recording and keeping, making)
+    _prepare(engine, system, mine, mine.versions.number(now), recording)
+    if entry.refusal is not None:
+        return entry.refusal
+    mine.last = Last(now, about, engine.anew([], nullcontext))
+    return engine
+
+
+def _entry(
+    form: Form, system: InitialValue, mine: Account, modules: list[nn.Module], now: Survey, setting: tuple[Any, ...]
+) -> Entry | str:
+    """What is known of a field in a setting, found now if it is not, or why nothing can be."""
+    _, Entry = _engines()
     missing = _compiler() if system.problem.y0.device.type == "cpu" else None
     if missing is not None:
         return missing
-    modules = [system.problem.field, *(integrand for integrand, _ in system.integrands)]
-    now = mine.watch.look(modules, mine.versions.reads)
     version = mine.versions.number(now)
     if version >= VERSIONS:
         return f"{mine.versions.changing()} changes from solve to solve; pass it as context"
-    ambient = replay.Ambient.of(system.problem.y0)
-    key = (version, solver.compile, ambient, *form.key, *_setting(system))
+    key = version, *form.key, *setting
     entry = mine.entries.get(key)
     if entry is None or system.rows not in entry.rows:
         with _aside(modules, system.problem.y0.device):
             found = Entry.of(form, system, now.tensors, mine.versions.reads)
         if entry is None:
-            found.refusal = unproven(system) if solver.compile == "auto" else None
+            found.refusal = unproven(system) if setting[0] == "auto" else None
             entry = mine.entries[key] = found
         elif found.reached != entry.reached:
             return f"what it learns is another with {system.rows} rows than with {min(entry.rows)}"
         entry.rows |= found.rows
-    making = partial(_making, mine, _name(modules[0]))
-    engine = Engine(form, system, entry, modules, now, ambient, recording and keeping, making)
-    _prepare(engine, system, mine, version, recording)
-    return engine if engine.entry.refusal is None else engine.entry.refusal
+    return entry
 
 
 def _due(solver: Any, mine: Account, recording: bool) -> bool:
@@ -148,9 +172,9 @@ def _obstacle(system: InitialValue) -> str | None:
 def _setting(system: InitialValue) -> tuple[Hashable, ...]:
     """What a program of a field depends on beside its attributes and the number of rows."""
     y0, edges = system.problem.y0, system.segments.edges
-    conditions = tuple((x.dtype, x.shape[1:], x.requires_grad) for x in system.example())
-    modules = tuple(id(module) for module, _ in system.integrands)
-    return y0.dtype, y0.device, y0.shape[1:], edges.dim(), system.dense, conditions, modules, torch.get_num_threads()
+    conditions = tuple([(x.dtype, x.shape[1:], x.requires_grad) for x in system.example()])
+    modules = tuple([id(module) for module, _ in system.integrands])
+    return y0.dtype, y0.device, system.shape, edges.dim(), system.dense, conditions, modules, torch.get_num_threads()
 
 
 def _prepare(engine: Engine, system: InitialValue, mine: Account, version: int, recording: bool) -> None:
@@ -173,8 +197,8 @@ def _prepare(engine: Engine, system: InitialValue, mine: Account, version: int, 
 
 
 @contextmanager
-def _making(mine: Account, name: str, part: str) -> Iterator[None]:
-    """Say what is compiled inside, of a field by its name, where that is new, and how long it took; count that.
+def _making(mine: Account, field: nn.Module, part: str) -> Iterator[None]:
+    """Say what is compiled inside, of a field, where that is new, and how long it took; count that.
 
     As warnings: what is less is not shown where a program has not set up logging, and nobody waits in the dark. part:
     what of a solve, where it is not all that is needed.
@@ -184,7 +208,8 @@ def _making(mine: Account, name: str, part: str) -> Iterator[None]:
     if mine.compiling:
         yield
         return
-    whole, start = f"the {part} of {name}" if part else name, time.perf_counter()
+    name, start = _name(field), time.perf_counter()
+    whole = f"the {part} of {name}" if part else name
     new = mine.first(f"compiling {part}")
     if new:
         _log.warning("%s is being compiled: about half a minute once, then kept in %s", whole, kept_in())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from typing import Any, final
 
 import torch
@@ -108,19 +109,20 @@ class Code:
     """A graph as machine code. used: the places of the arguments that it reads; the others are not passed on."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
+        from ndeflow.numerics.lowering import lower  # imports the compiler
+
         placeholders = _placeholders(graph)
-        self.used = [i for i, node in enumerate(placeholders) if node.users]
+        self._read = [bool(node.users) for node in placeholders]
+        self.used = [i for i, read in enumerate(self._read) if read]
         for node in placeholders:
             if not node.users:
                 graph.graph.erase_node(node)
         graph.recompile()
-        from ndeflow.numerics.lowering import lower
-
         with _quiet():
             self._run = lower(graph)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        return self._run([inputs[i] for i in self.used])
+        return self._run([*compress(inputs, self._read)])
 
 
 @final
@@ -171,7 +173,7 @@ class Traced:
 
     def rewritten(self, graph: fx.GraphModule, rules: Rules) -> fx.GraphModule:
         """A graph of values of this one, by some rules (see `Rewriter`), in the operations that `lower` takes."""
-        from ndeflow.numerics.lowering import decompositions
+        from ndeflow.numerics.lowering import decompositions  # imports the compiler
 
         fakes = [node.meta["val"] for node in _placeholders(graph)]
         with self._mode, torch.no_grad(), _quiet():

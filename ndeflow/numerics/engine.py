@@ -53,8 +53,8 @@ class Entry:
     columns: how many integrals it has. reached: which of the module tensors need gradients and get one. reads: collects
     the attributes that its programs have read. rows: the numbers of rows for which they are known to be these.
     programs: of each function, for one row or for more; None in a list: there are no more, the function itself is
-    called. prepared: the passes whose programs were made ahead. refusal: why they cannot. zeros: of the shapes of the
-    reached tensors.
+    called. fitting: which of them is right for so many rows. prepared: the passes whose programs were made ahead.
+    refusal: why they cannot. zeros: of the shapes of the reached tensors.
     """
 
     columns: int
@@ -62,6 +62,7 @@ class Entry:
     reads: set[Attribute]
     rows: set[int]
     programs: dict[tuple[str, bool], list[Any]] = field(default_factory=dict)
+    fitting: dict[tuple[str, int], Any] = field(default_factory=dict)
     prepared: set[str] = field(default_factory=set)
     refusal: str | None = None
     zeros: list[Tensor] | None = None
@@ -124,7 +125,21 @@ class Engine(Stepper):
         self.ambient, self.keeping, self.making = ambient, keeping, making
         self.constants = form.constants(system)
         self._needs = [x.requires_grad for x in system.example()]  # which leaves of a leg's context need gradients
+        self._forget()
+
+    def anew(self, modules: list[nn.Module], making: Callable[[str], AbstractContextManager[None]]) -> Engine:
+        """One for another solve, of modules that are what these are, in the same setting."""
+        other = object.__new__(Engine)
+        vars(other).update(vars(self))
+        other.modules, other.making = modules, making
+        other._forget()
+        return other
+
+    def _forget(self) -> None:
+        """What belongs to one solve: the leg that it is on with its leaves, and zeros."""
         self._leg: InitialValue | None = None
+        self._own: list[Tensor] = []
+        self._flat: list[Tensor] = []
         self._none: dict[torch.Size, Tensor] = {}
 
     def prepare(self, system: InitialValue, backward: bool) -> None:
@@ -152,7 +167,10 @@ class Engine(Stepper):
         if slope is not None:
             return slope, self.form.solver.start(leg, z, slope)
         moving = number(float(leg.moving), z.device)
-        inputs = [leg.start.detach(), leg.length.detach(), moving, z, *self.constants]
+        bounds = leg.start, leg.length
+        if leg.segments.numbers is None:
+            bounds = [x.detach() for x in bounds]
+        inputs = [*bounds, moving, z, *self.constants]
         found, dtheta = self._run("start", leg, inputs)
         leg.count(self.form.starting)
         return found, dtheta
@@ -305,16 +323,20 @@ class Engine(Stepper):
     def _run(
         self, name: str, leg: InitialValue, inputs: list[Tensor], cotangents: Sequence[Tensor] = (), totals: Totals = ()
     ) -> Any:
-        inputs, cotangents = _laid(inputs), _laid(cotangents)
+        inputs, cotangents = _laid(inputs), _laid(cotangents) if cotangents else ()
         flat = [*inputs, *self._fixed(leg), *cotangents, *totals]
         program = self._program(name, leg.rows, flat, lambda: self._made(name, leg, inputs, cotangents, totals))
         return getattr(self._functions(leg), name)(*flat) if program is None else program(flat)
 
     def _program(self, name: str, rows: int, flat: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """What was made of a function and fits, made now if there is room; None: call the function itself."""
+        known = self.entry.fitting.get((name, rows))
+        if known is not None:
+            return known
         programs = self.entry.programs.setdefault((name, rows == 1), [])
         for program in programs:
             if program is None or program.fits(rows, flat):
+                self.entry.fitting[name, rows] = program
                 return program
         made = None
         if len(programs) < VARIANTS:

@@ -111,7 +111,7 @@ class RungeKutta(Adaptive):
         return torch.addcmul(z, combine(self.tableau.a[-1], ks), h)
 
     def engage(self, system: InitialValue, recording: bool, keeping: bool) -> Self:
-        system.engine = stepper_for(self, PairForm(self), system, recording, keeping)
+        system.engine = stepper_for(self, PairForm, self, system, recording, keeping)
         return self
 
     @torch.no_grad()

@@ -108,7 +108,7 @@ class SDEByValue(SDE):
 
 def path_of(context: Any) -> ControlPath | None:
     """The control path of a context: the context itself, its leaf named `path`, or None."""
-    if isinstance(context, ControlPath):
+    if context is None or isinstance(context, ControlPath):
         return context
     return dict(_parts(context)).get("path")
 

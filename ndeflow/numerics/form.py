@@ -112,12 +112,13 @@ class AdaptiveForm(Form):
         return [x for x in found if x is not None]
 
     def result(self, results: Sequence[Tensor], dense: bool, kept: Any) -> Step:
-        y, *rest = results
-        carry = rest.pop(0) if self.carries else None
-        mid = rest.pop(0) if dense and self.interpolates else None
-        each = 1 if self.solver.apart else 2  # with its norm
-        stiffness = rest[each] if self.count > 1 else None
-        return Step(y, None, rest[0], stiffness, mid, carry, kept, rest[1::2] if each > 1 else ())
+        with_mid, each = dense and self.interpolates, 1 if self.solver.apart else 2  # estimates, with their norms
+        ratio = 1 + self.carries + with_mid
+        carry = results[1] if self.carries else None
+        mid = results[ratio - 1] if with_mid else None
+        stiffness = results[ratio + each] if self.count > 1 else None
+        norms = results[ratio + 1 :: 2] if each > 1 else ()
+        return Step(results[0], None, results[ratio], stiffness, mid, carry, kept, norms)
 
     def constants(self, system: InitialValue) -> list[Tensor]:
         return [number(x, system.problem.y0.device) for x in (self.solver.rtol, self.solver.atol)]

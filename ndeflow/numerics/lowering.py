@@ -39,9 +39,12 @@ from ndeflow.numerics.products import DOOR, LAID, OPERATION, SHIMS, SOURCE, aske
 _ROOMS = Path(__file__).with_name("rooms.h")
 _ROOM_DIMS = 8
 _CALL = """
+to_handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors
+to_tensors = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs
+
+
 def call(args):
-    handles = inductor_entry(torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(args))
-    return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(handles)
+    return to_tensors(inductor_entry(to_handles(args)))
 """
 
 
@@ -56,7 +59,11 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     shims = "aot_inductor.custom_ops_to_c_shims"
     apart = [*config._cache_config_ignore_prefix, shims]  # what cannot be part of a key would keep all out of the cache
     options = {"cpp_wrapper": True, shims: SHIMS, "_cache_config_ignore_prefix": apart}
-    options |= {"size_asserts": not foreseen, "post_grad_custom_post_pass": _LayOnce()}
+    options |= {
+        "cpp.enable_floating_point_contract_flag": "fast",
+        "size_asserts": not foreseen,
+        "post_grad_custom_post_pass": _LayOnce(),
+    }
     with torch.no_grad(), row_by_row(), _roomy(foreseen), config.patch(options), tracing(mode):
         compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=True, is_inference=True)
     return compiled.current_callable  # its own call looks for a profiler and a cache first

@@ -85,7 +85,7 @@ def _reached(found: Solution) -> Solution:
         x.detach().masked_fill(late.view(*late.shape, *[1] * (x.dim() - 2)), torch.nan)
         for x in (found.ys, found.integrals)
     )
-    return replace(found, ys=ys, integrals=integrals)
+    return replace(found, ys=ys, columns=integrals)
 
 
 def _on_graph(found: Solution) -> Solution:
@@ -93,17 +93,17 @@ def _on_graph(found: Solution) -> Solution:
     problem = found.problem
     inputs = [problem.y0, problem.ts, *replay.conditions(problem), *replay.parameters(problem)]
     nothing = sum(x.flatten()[:0].real.sum() for x in inputs if x.requires_grad)
-    return replace(found, ys=found.ys + nothing, integrals=found.integrals + nothing)
+    return replace(found, ys=found.ys + nothing, columns=found.integrals + nothing)
 
 
 def _filled(found: Solution, good: Tensor, rest: Solution) -> Solution:
     """The solution, its rows at the places `good` (R,) those of another one."""
     stats, counts = found.stats, found.stats.counts
     status = stats.status.index_copy(0, good, rest.stats.status)
-    counts = replace(counts, nfe=stats.nfe.index_add(0, good, rest.stats.nfe), status=status)
+    counts = counts._replace(nfe=stats.nfe.index_add(0, good, rest.stats.nfe), status=status)
     return replace(
         found,
         ys=found.ys.index_copy(0, good, rest.ys),
-        integrals=found.integrals.index_copy(0, good, rest.integrals),
+        columns=found.integrals.index_copy(0, good, rest.integrals),
         stats=replace(stats, counts=counts, backward_nfe=rest.stats.backward_nfe),
     )

@@ -138,23 +138,24 @@ def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 class Ambient(NamedTuple):
-    """Autocast as it was when the forward pass ran, to be entered again in the backward pass.
+    """Autocast as it was when the forward pass ran, to be entered again in the backward pass; dtype: None where off.
 
     Without its cache of cast weights: a cast made without gradients must not be reused with them.
     """
 
     device: str
-    dtype: torch.dtype
+    dtype: torch.dtype | None
     enabled: bool
 
     @classmethod
     def of(cls, y0: Tensor) -> Ambient:
         device = y0.device.type
-        return cls(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        enabled = torch.is_autocast_enabled(device)
+        return cls(device, torch.get_autocast_dtype(device) if enabled else None, enabled)
 
     def eps(self, z: Tensor) -> float:
         """The rounding unit of what is computed of z."""
-        return max(torch.finfo(kind).eps for kind in (z.dtype, *([self.dtype] if self.enabled else [])))
+        return max(torch.finfo(kind).eps for kind in (z.dtype, self.dtype) if kind is not None)
 
     def __call__(self) -> AbstractContextManager[Any]:
         if not self.enabled and not torch.is_autocast_enabled(self.device):

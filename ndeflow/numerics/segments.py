@@ -137,7 +137,7 @@ def adaptive_segments(problem: Problem) -> Segments:
     """One segment, or the pieces of the control path clipped to the span."""
     path, clock = path_of(problem.context), problem.clock
     if path is None and clock is not None:
-        return _numbered((clock[0], clock[len(problem.ts) - 1]), problem.ts.device)
+        return _numbered((clock[0], clock[problem.ts.shape[0] - 1]), problem.ts.device)
     ts = wide(problem.ts)
     if path is None:
         return Segments(torch.stack([ts[..., 0], ts[..., -1]]))

@@ -48,8 +48,7 @@ class SolveError(RuntimeError):
         self.partial: Solution | None = None
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """What `Stats` counts, each (B,), or one number for all rows, of which a tensor is made when it is read."""
 
     rows: int
@@ -156,16 +155,20 @@ class Stats:
 class Solution:
     """ys: (B, T, *state) at ts: (T,) or (B, T), T save times followed by the problem's probes.
 
-    integrals: (B, T, K), one column an integrand (a field's own dq first); K may be 0. problem, solver: what was
-    solved, and by which method.
+    columns: the integrals, None: there are none. problem, solver: what was solved, and by which method.
     """
 
     ts: Tensor
     ys: Tensor
     stats: Stats
-    integrals: Tensor
+    columns: Tensor | None
     problem: Problem
     solver: Solver
+
+    @property
+    def integrals(self) -> Tensor:
+        """(B, T, K), one column an integrand (a field's own dq first); K may be 0."""
+        return self.ys.new_zeros(*self.ys.shape[:2], 0) if self.columns is None else self.columns
 
 
 class Step(NamedTuple):

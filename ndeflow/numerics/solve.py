@@ -70,10 +70,10 @@ def pose(
         )
     _check_state(y0)
     _check_times(ts, y0)
-    _check_leaves("context", context, y0)
-    path = path_of(context)
-    if path is not None:
-        path.check_times(ts)
+    if context is not None:
+        _check_leaves("context", context, y0)
+        if (path := path_of(context)) is not None:
+            path.check_times(ts)
     for pair in integrands:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], Integrand)):
             raise ValueError(

@@ -25,7 +25,7 @@ def held(solution: Solution) -> Solution:
     late = failed.unsqueeze(1) & solution.ys.isnan().flatten(2).any(dim=2)
     last = (~late[:, :saved]).sum(dim=1, keepdim=True).clamp(min=1) - 1
     ys, integrals = (_held(x, late, last) for x in (solution.ys, solution.integrals))
-    return replace(solution, ys=ys, integrals=integrals)
+    return replace(solution, ys=ys, columns=integrals)
 
 
 def _held(x: Tensor, late: Tensor, last: Tensor) -> Tensor:

@@ -126,9 +126,11 @@ class System(ABC):
         if self.segments.numbers is None:
             return self.start if theta == 0 else self.start.add(self.length, alpha=theta), self.length * dtheta
         start, end = self.segments.numbers[self.segment : self.segment + 2]
-        like: Any = {"dtype": self.start.dtype, "device": self.start.device}
-        t, h = start + theta * (end - start), (end - start) * dtheta
-        return torch.scalar_tensor(t, **like), torch.scalar_tensor(h, **like)
+        h = torch.scalar_tensor((end - start) * dtheta, dtype=self.start.dtype, device=self.start.device)
+        if theta == 0:
+            return self.start, h
+        t = start + theta * (end - start)
+        return torch.scalar_tensor(t, dtype=self.start.dtype, device=self.start.device), h
 
     def mean_length(self) -> float:
         """The mean length of the moving rows' segment."""
@@ -162,9 +164,10 @@ class InitialValue(System):
         self.problem = problem
         self.context = problem.context
         self.integrands = problem.integrands
-        self.recorded = any(isinstance(module, JacobianIntegrand) for module, _ in problem.integrands)
+        self.recorded = any([isinstance(module, JacobianIntegrand) for module, _ in problem.integrands])
         self.rhs = problem.field.drift if isinstance(problem.field, SDE) else problem.field
-        self.rows, self.shape = len(problem.y0), problem.y0.shape[1:]
+        shape = problem.y0.shape
+        self.rows, self.shape = shape[0], shape[1:]
         self.width = self.shape.numel()
         self.columns = 0
         self.dense = True

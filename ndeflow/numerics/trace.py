@@ -104,7 +104,7 @@ class Trace:
         None where the method has none.
         """
         if self.steps:
-            return [self.by_row(kind) if kind else None for kind in _kinds(self.steps)]
+            return [self.by_row(kind) if kind else None for kind in _kinds([step.estimates for step in self.steps])]
         nothing = self.z0.new_zeros(len(self.z0), 0, dtype=self.z0.dtype.to_real())
         norm = None if self.apart else nothing.sum(dim=0)
         return [x if there else None for there in self.estimated for x in (nothing, norm)]
@@ -116,7 +116,7 @@ class Trace:
         """
         if self.apart or not self.steps or torch.is_grad_enabled():
             return Known(self.estimates())
-        return Unread(_kinds(self.steps))
+        return Unread([step.estimates for step in self.steps])
 
     def by_row(self, values: list[Tensor]) -> Tensor:
         """One tensor a step, each over the rows of its step, as (B, N, ...); numbers as (N,)."""
@@ -172,19 +172,19 @@ class Trace:
 @final
 @dataclass(frozen=True)
 class Unread:
-    """Gives the estimates of a solve that recorded no gradients, from its steps'; kinds: as `_kinds` gives them."""
+    """Gives the estimates of a solve that recorded no gradients, from those of its steps."""
 
-    kinds: list[list[Tensor]]
+    steps: list[list[Tensor | None]]
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self) -> Estimates:
-        return [_stacked(kind) if kind else None for kind in self.kinds]
+        return [_stacked(kind) if kind else None for kind in _kinds(self.steps)]
 
 
-def _kinds(steps: Sequence[Step]) -> list[list[Tensor]]:
+def _kinds(steps: Sequence[Sequence[Tensor | None]]) -> list[list[Tensor]]:
     """What each step estimates, by its kind; empty where there is no such."""
-    return [[x for x in kind if x is not None] for kind in zip(*(step.estimates for step in steps), strict=True)]
+    return [[x for x in kind if x is not None] for kind in zip(*steps, strict=True)]
 
 
 def _stacked(values: list[Tensor]) -> Tensor:
@@ -208,7 +208,8 @@ def solution(solver: Solver, system: InitialValue, trace: Trace) -> Solution:
 
 def finish(solver: Solver, system: InitialValue, packed: Tensor, stats: Stats) -> Solution:
     """Unpack the states read at all times, (B, M, ...)."""
-    return Solution(system.times, system.state(packed), stats, system.integrals(packed), system.problem, solver)
+    columns = system.integrals(packed) if system.columns else None
+    return Solution(system.times, system.state(packed), stats, columns, system.problem, solver)
 
 
 @torch.no_grad()

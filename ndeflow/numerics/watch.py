@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ndeflow.numerics.fingerprint import SCALARS, Attribute, Survey, picture, survey
 
-_MISSING = object()
+_GONE = object()
 _NOT_SET = (set(dir(nn.Module)) | set(vars(nn.Module()))) - {"forward", "training"}  # by users of modules
 _KIND = attrgetter("requires_grad", "dtype", "device", "shape")
 _STRUCTURE = itemgetter(
@@ -22,9 +22,9 @@ _STRUCTURE = itemgetter(
 class Part(NamedTuple):
     """What a module was, without hooks; it is known again by its dictionary of parameters, so that none is kept alive.
 
-    names, tensors: of its parameters and of its buffers. parts: names of its parts. plain: names of attributes that
-    were read, with their values, and are what they are as long as these are the same objects. other: the same of
-    further attributes, with pictures of them.
+    names, tensors: of its parameters and of its buffers. parts: names of its parts. missing: attributes that were read
+    and are not its own. plain: those with values that are what they are as long as they are the same objects. other:
+    further ones, with pictures.
     """
 
     kind: type[nn.Module]
@@ -33,17 +33,20 @@ class Part(NamedTuple):
     names: tuple[list[str], list[str]]
     tensors: tuple[list[Any], list[Any]]
     parts: list[str]
+    missing: set[str]
     plain: list[tuple[str, Any]]
     other: list[tuple[str, Any]]
 
     @classmethod
     def of(cls, module: nn.Module, read: Sequence[str]) -> Part:
-        values = [(name, module.__dict__.get(name, _MISSING)) for name in read]
-        plain = [(name, x) for name, x in values if _is_plain(x)]
-        other = [(name, picture(x)) for name, x in values if not _is_plain(x)]
-        parameters, buffers, parts, *_ = _STRUCTURE(module.__dict__)
+        own = module.__dict__
+        values = [(name, own[name]) for name in read if name in own]
+        plain = [(name, x) for name, x in values if isinstance(x, SCALARS)]
+        other = [(name, picture(x)) for name, x in values if not isinstance(x, SCALARS)]
+        parameters, buffers, parts, *_ = _STRUCTURE(own)
         names, tensors = ([*parameters], [*buffers]), ([*parameters.values()], [*buffers.values()])
-        return cls(type(module), parameters, buffers, names, tensors, [*parts], plain, other)
+        missing = set(read) - own.keys()
+        return cls(type(module), parameters, buffers, names, tensors, [*parts], missing, plain, other)
 
     def same(self, module: nn.Module) -> bool:
         """Whether a module is still that, without hooks."""
@@ -57,8 +60,9 @@ class Part(NamedTuple):
             and not ((parts or self.parts) and [*parts] != self.parts)
             and not ((parameters or self.names[0]) and not _holds(parameters, self.names[0], self.tensors[0]))
             and not ((buffers or self.names[1]) and not _holds(buffers, self.names[1], self.tensors[1]))
-            and not (self.plain and any([own.get(name, _MISSING) is not x for name, x in self.plain]))
-            and not (self.other and any([picture(own.get(name, _MISSING)) != seen for name, seen in self.other]))
+            and (not self.missing or own.keys().isdisjoint(self.missing))
+            and not (self.plain and any([own.get(name, _GONE) is not x for name, x in self.plain]))
+            and not (self.other and any([picture(own.get(name, _GONE)) != seen for name, seen in self.other]))
         )
 
 
@@ -90,10 +94,9 @@ class Watch:
         self._kinds = _kinds(self._survey.tensors)
 
     def _holds(self, modules: Sequence[nn.Module], among: int) -> bool:
-        stack = list(modules)[::-1]
+        stack = [*reversed(modules)]
         for known in self._parts:
-            part = stack.pop() if stack else None
-            if part is None or not known.same(part):
+            if not (stack and known.same(part := stack.pop())):
                 return False
             if known.parts:
                 stack += [x for x in reversed(part._modules.values()) if x is not None]
@@ -108,8 +111,3 @@ def _holds(found: dict[str, Any], names: list[str], tensors: list[Any]) -> bool:
 def _kinds(tensors: Sequence[Tensor]) -> list[Any]:
     """What of tensors must stay, beside what they are: their values may change."""
     return [*map(_KIND, tensors), *map(Tensor.stride, tensors), *map(Tensor.data_ptr, tensors)]
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether it is what it is as long as it is the same object."""
-    return value is _MISSING or isinstance(value, SCALARS)

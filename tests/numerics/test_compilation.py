@@ -197,6 +197,56 @@ def test_a_field_is_let_go():
     assert gone() is None
 
 
+@pytest.mark.usefixtures("traced")
+def test_each_solve_is_told_from_the_one_before():
+    """Of one field in turn: other tolerances, rows, times, gradients, conditions that need some; each as if alone."""
+
+    def rate(self, t, y, scale):
+        return torch.tanh(self.lin(y)) * scale
+
+    field, scale = Small(rate), torch.linspace(0.5, 2, 6, dtype=torch.float64).unsqueeze(1)
+
+    def solved(compile, rows=3, ts=TS, tolerance=1e-2, adjoint=None, learned=False, frozen=False):
+        solver = RungeKutta("heun", tolerance, tolerance, compile=compile)
+        y0, context = start(rows).requires_grad_(not frozen), scale[:rows].clone().requires_grad_(learned)
+        with torch.set_grad_enabled(not frozen):
+            solution = solve(field, y0, ts, solver=solver, adjoint=adjoint, context=context)
+        if frozen:
+            return [solution.ys]
+        inputs = [y0, field.lin.weight, *([context] if learned else [])]
+        return [solution.ys, *torch.autograd.grad(solution.ys.sin().sum(), inputs)]
+
+    variants = [
+        {"rows": 5},
+        {"ts": TS[[0, -1]]},
+        {"tolerance": 1e-3},
+        {"adjoint": Checkpointed()},
+        {"learned": True},
+        {"frozen": True},
+    ]
+    for _ in range(2):
+        for variant in variants:
+            for more in ({}, variant, variant):
+                for found, want in zip(solved("on", **more), solved("off", **more), strict=True):
+                    assert apart(found.detach(), want.detach()) < 1e-12
+    with torch.no_grad():
+        field.lin.weight.mul_(2.0)
+    assert apart(solved("on")[0].detach(), solved("off")[0].detach()) < 1e-12
+
+
+@pytest.mark.usefixtures("traced", "uncollected")
+def test_what_a_field_was_solved_with_is_let_go():
+    field = Small(lambda self, t, y, scale: torch.tanh(self.lin(y)) * scale)
+
+    def used() -> list[weakref.ref[torch.Tensor]]:
+        y0, scale = start().requires_grad_(), torch.ones(3, 1, dtype=torch.float64)
+        solve(field, y0, TS, solver=ON, context=scale).ys.sum().backward()
+        return [weakref.ref(y0), weakref.ref(scale)]
+
+    for _ in range(3):
+        assert all(gone() is None for gone in used())
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 @pytest.mark.skipif(compilation._compiler() is not None, reason="no C++ compiler")
 def test_machine_code(tmp_path, monkeypatch):
