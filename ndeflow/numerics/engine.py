@@ -28,6 +28,7 @@ SAID = {
     "normals": "noise",
     "begin_product": "gradient of the first slope",
 }  # where a name is not plain enough
+ZEROS = 64  # that are kept from solve to solve: where rows step apart there are some for every number of them
 VARIANTS = 2  # programs of one function, beside those for a single row: a field may branch by the number of rows
 
 Totals = Sequence[Tensor]
@@ -125,6 +126,7 @@ class Engine(Stepper):
         self.ambient, self.keeping, self.making = ambient, keeping, making
         self.constants = form.constants(system)
         self._needs = [x.requires_grad for x in system.example()]  # which leaves of a leg's context need gradients
+        self._none: dict[torch.Size, Tensor] = {}
         self._forget()
 
     def anew(self, modules: list[nn.Module], making: Callable[[str], AbstractContextManager[None]]) -> Engine:
@@ -136,11 +138,10 @@ class Engine(Stepper):
         return other
 
     def _forget(self) -> None:
-        """What belongs to one solve: the leg that it is on with its leaves, and zeros."""
+        """What belongs to one solve: the leg that it is on, and its leaves."""
         self._leg: InitialValue | None = None
         self._own: list[Tensor] = []
         self._flat: list[Tensor] = []
-        self._none: dict[torch.Size, Tensor] = {}
 
     def prepare(self, system: InitialValue, backward: bool) -> None:
         """Make the programs of a forward or a backward pass; the first of a field raise `Refusal`."""
@@ -222,7 +223,7 @@ class Engine(Stepper):
         """
         states, heads = self._states(kept.inputs), self.form.heads(leg.dense)
         asked = {place for place, c in enumerate(inner) if c is not None}
-        head = next(n for n, places in enumerate(heads) if asked.issubset(places))
+        head = next(n for n, places in enumerate(heads) if asked.issubset(places)) if asked else 0
         inputs = [*kept.inputs, *self._late(states, ends, inner, heads[head], heads[-1]), *totals]
         if kept.halves is None:
             found = self._functions(leg).step_product(head, *inputs)
@@ -309,6 +310,8 @@ class Engine(Stepper):
         if cotangent is not None:
             return cotangent.contiguous()
         if shape not in self._none:
+            if len(self._none) == ZEROS:
+                self._none.clear()
             self._none[shape] = like.new_zeros(shape)
         return self._none[shape]
 

@@ -169,12 +169,12 @@ def replace_leaves(context: Any, new: Sequence[Tensor]) -> Any:
 
 def rebuilt(context: Any, new: Iterator[Tensor]) -> Any:
     """The same context made of other tensors, taken from `new` in the order of `leaves`."""
+    if context is None:
+        return None
     if isinstance(context, Tensor):
         return next(new)
     if isinstance(context, ControlPath):
         return context.rebuild(new)
-    if context is None:
-        return None
     return context._replace(**{name: rebuilt(part, new) for name, part in _parts(context)})
 
 

@@ -51,11 +51,11 @@ def records(problem: Problem) -> bool:
 
 def _trains(module: nn.Module) -> bool:
     """Whether a parameter or buffer of a module or its parts needs gradients, found in little time."""
-    return (
-        any([x is not None and x.requires_grad for x in module._parameters.values()])
-        or any([x is not None and x.requires_grad for x in module._buffers.values()])
-        or any([part is not None and _trains(part) for part in module._modules.values()])
-    )
+    for tensors in (module._parameters, module._buffers):
+        for x in tensors.values():
+            if x is not None and x.requires_grad:
+                return True
+    return any(part is not None and _trains(part) for part in module._modules.values())
 
 
 def conditions(problem: Problem) -> list[Tensor]:

@@ -208,7 +208,8 @@ class InitialValue(System):
         other, rest = self.copied(), iter(new)
         other._calls, other._parts = [0], []
         other.context = rebuilt(self.context, rest)
-        other.integrands = tuple((module, rebuilt(own, rest)) for module, own in self.integrands)
+        if self.integrands:
+            other.integrands = tuple([(module, rebuilt(own, rest)) for module, own in self.integrands])
         return other
 
     def with_edges(self, edges: Tensor) -> Self:
