@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property, partial
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, final
 
 import numpy
@@ -73,12 +73,23 @@ def survey(modules: Iterable[nn.Module], among: Container[Attribute] | None = No
                     kind[id(x)] = x
                     number = order.setdefault(id(x), len(order))
                     found.structure[me, name] = (number, x.requires_grad, x.dtype, x.device, x.shape, x.stride())
-        for name, value in part.__dict__.items():
+        for name, value in (_inherited(part) | part.__dict__).items():
             if name not in _INTERNAL and (among is None or (me, name) in among):
                 found.attributes[me, name] = picture(value)
         stack += [child for child in reversed(part._modules.values()) if child is not None]
     found.tensors.extend([*parameters.values(), *(x for i, x in buffers.items() if i not in parameters)])
     return found
+
+
+def classes(module: nn.Module) -> list[type]:
+    """Of a module those that its user wrote: what is read of torch's own is taken to stay."""
+    kinds = type(module).__mro__
+    return [kind for kind in kinds[: kinds.index(nn.Module)] if not kind.__module__.startswith("torch.")]
+
+
+def _inherited(module: nn.Module) -> dict[str, Any]:
+    """Attributes that a module has from its classes, methods among them."""
+    return {name: value for kind in reversed(classes(module)) for name, value in vars(kind).items()}
 
 
 def hooks(part: nn.Module) -> tuple[int, ...]:
@@ -156,6 +167,7 @@ class Same:
         return isinstance(other, Same) and other.value is self.value
 
 
+CODE = (FunctionType, property, classmethod, staticmethod)
 SCALARS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -173,7 +185,7 @@ def _picture(value: Any, depth: int, around: frozenset[int]) -> Any:
         return kind
     if isinstance(value, numpy.ndarray):
         return value.dtype, value.shape, value.tobytes()
-    if depth == 0 or isinstance(value, (type, ModuleType)) or id(value) in around:
+    if depth == 0 or isinstance(value, (type, ModuleType, *CODE)) or id(value) in around:
         return Same(value)
     of = partial(_picture, depth=depth - 1, around=around | {id(value)})
     if isinstance(value, (list, tuple, deque)):

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, final
-from unittest.mock import patch
 
 import torch
 import torch._inductor.config as config
@@ -37,7 +36,6 @@ from ndeflow.numerics.audit import Refusal
 from ndeflow.numerics.products import DOOR, LAID, OPERATION, SHIMS, SOURCE, asked, lay_once
 
 _ROOMS = Path(__file__).with_name("rooms.h")
-_ROOM_DIMS = 8
 _CALL = """
 to_handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors
 to_tensors = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs
@@ -119,8 +117,19 @@ def row_by_row() -> Iterator[None]:
         steps = [loop.steps for kernel in kernels for loop in kernel.loop_nest.loops[:depth]]
         return all(step == 1 for step in steps) and check(self, kernels, depth)
 
-    with patch.object(Fused, "check_outer_fusion_loop_level_attr", checked):
+    with _replaced(Fused, "check_outer_fusion_loop_level_attr", checked):
         yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside, an attribute of the compiler's has another value."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 def _pin(graph: fx.GraphModule) -> None:
@@ -173,7 +182,7 @@ def _roomy(wanted: bool) -> Iterator[None]:
     """Inside, what is written for the CPU is `Roomy`, if that is wanted."""
     common.init_backend_registration()
     codes = common.device_codegens["cpu"]
-    with patch.object(codes, "cpp_wrapper_codegen", Roomy if wanted else codes.cpp_wrapper_codegen):
+    with _replaced(codes, "cpp_wrapper_codegen", Roomy if wanted else codes.cpp_wrapper_codegen):
         yield
 
 
@@ -192,7 +201,7 @@ class Roomy(CppWrapperCpu):
 
     def write_prefix(self) -> None:
         super().write_prefix()
-        self.prefix.splice(_ROOMS.read_text().replace("ROOM_DIMS", str(_ROOM_DIMS)))
+        self.prefix.splice(_ROOMS.read_text())
 
     def generate_end(self, result: Any) -> None:
         super().generate_end(result)
@@ -205,8 +214,7 @@ class Roomy(CppWrapperCpu):
         for line in reversed(self.lines):
             if isinstance(line, (wrapper.ReuseLine, wrapper.ReinterpretLine)) and line.reused_as.get_name() in given:
                 given.add(line.node.get_name())
-        made = [line.node for line in self.lines if isinstance(line, wrapper.AllocateLine)]
-        self._rooms = {x.get_name() for x in made if len(x.get_size()) <= _ROOM_DIMS} - given
+        self._rooms = {x.node.get_name() for x in self.lines if isinstance(x, wrapper.AllocateLine)} - given
 
     def make_buffer_allocation(self, buffer: Any) -> str:
         name = buffer.get_name()

@@ -4,7 +4,7 @@
 // a step of 32 rows, half of one of a single row.
 
 #include <algorithm>
-#include <array>
+#include <vector>
 
 // A tensor that a program computes with and gives to nobody. A small one stays for the next call on the same thread.
 class Room {
@@ -16,12 +16,13 @@ class Room {
   ~Room() { leave(); }
 
   Room& of(int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t dtype, int32_t device, int32_t index) {
-    if (handle_ != nullptr && std::equal(sizes, sizes + dims, sizes_.begin())) return *this;
+    if (handle_ != nullptr && std::equal(sizes, sizes + dims, sizes_.begin(), sizes_.end())) return *this;
     leave();
     AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, dtype, device, index, &handle_));
     AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle_, &data_));
+    sizes_.assign(sizes, sizes + dims);
     int64_t elements = 1;
-    for (int64_t i = 0; i < dims; ++i) elements *= sizes_[i] = sizes[i];
+    for (int64_t size : sizes_) elements *= size;
     small_ = elements <= SMALL;
     return *this;
   }
@@ -43,7 +44,7 @@ class Room {
   AtenTensorHandle handle_ = nullptr;
   void* data_ = nullptr;
   bool small_ = false;
-  std::array<int64_t, ROOM_DIMS> sizes_{};
+  std::vector<int64_t> sizes_;
 };
 
 // A part of a tensor, which is made a tensor where it is asked for as one.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter, is_, itemgetter
 from typing import Any, NamedTuple, final
 
 from torch import Tensor, nn
 
-from ndeflow.numerics.fingerprint import SCALARS, Attribute, Survey, picture, survey
+from ndeflow.numerics.fingerprint import CODE, SCALARS, Attribute, Survey, classes, picture, survey
+
+Compared = Callable[[Any, Any], bool]
 
 _GONE = object()
 _NOT_SET = (set(dir(nn.Module)) | set(vars(nn.Module()))) - {"forward", "training"}  # by users of modules
@@ -23,8 +25,8 @@ class Part(NamedTuple):
     """What a module was, without hooks; it is known again by its dictionary of parameters, so that none is kept alive.
 
     names, tensors: of its parameters and of its buffers. parts: names of its parts. missing: attributes that were read
-    and are not its own. plain: those with values that are what they are as long as they are the same objects. other:
-    further ones, with pictures.
+    and are not its own. own: the others, what they were and how that is compared. above: the missing ones in each class
+    that its user wrote, by the dictionary of that.
     """
 
     kind: type[nn.Module]
@@ -34,19 +36,18 @@ class Part(NamedTuple):
     tensors: tuple[list[Any], list[Any]]
     parts: list[str]
     missing: set[str]
-    plain: list[tuple[str, Any]]
-    other: list[tuple[str, Any]]
+    own: list[tuple[str, Any, Compared]]
+    above: Sequence[tuple[Mapping[str, Any], str, Any, Compared]]
 
     @classmethod
     def of(cls, module: nn.Module, read: Sequence[str]) -> Part:
-        own = module.__dict__
-        values = [(name, own[name]) for name in read if name in own]
-        plain = [(name, x) for name, x in values if isinstance(x, SCALARS)]
-        other = [(name, picture(x)) for name, x in values if not isinstance(x, SCALARS)]
-        parameters, buffers, parts, *_ = _STRUCTURE(own)
+        parameters, buffers, parts, *_ = _STRUCTURE(module.__dict__)
         names, tensors = ([*parameters], [*buffers]), ([*parameters.values()], [*buffers.values()])
-        missing = set(read) - own.keys()
-        return cls(type(module), parameters, buffers, names, tensors, [*parts], missing, plain, other)
+        missing = set(read) - module.__dict__.keys()
+        own = [(name, *_seen(module.__dict__[name])) for name in read if name not in missing]
+        kinds = [vars(kind) for kind in classes(module)]
+        above = [(kind, name, *_seen(kind.get(name, _GONE))) for kind in kinds for name in sorted(missing)]
+        return cls(type(module), parameters, buffers, names, tensors, [*parts], missing, own, above)
 
     def same(self, module: nn.Module) -> bool:
         """Whether a module is still that, without hooks."""
@@ -61,8 +62,8 @@ class Part(NamedTuple):
             and not ((parameters or self.names[0]) and not _holds(parameters, self.names[0], self.tensors[0]))
             and not ((buffers or self.names[1]) and not _holds(buffers, self.names[1], self.tensors[1]))
             and (not self.missing or own.keys().isdisjoint(self.missing))
-            and not (self.plain and any([own.get(name, _GONE) is not x for name, x in self.plain]))
-            and not (self.other and any([picture(own.get(name, _GONE)) != seen for name, seen in self.other]))
+            and (not self.own or all([same(own.get(name, _GONE), seen) for name, seen, same in self.own]))
+            and (not self.above or all([same(kind.get(name, _GONE), seen) for kind, name, seen, same in self.above]))
         )
 
 
@@ -101,6 +102,17 @@ class Watch:
             if known.parts:
                 stack += [x for x in reversed(part._modules.values()) if x is not None]
         return among == self._among and not stack and _kinds(self._survey.tensors) == self._kinds
+
+
+def _seen(value: Any) -> tuple[Any, Compared]:
+    """What an attribute was, and how it is compared: by itself, or by a picture where it may change within."""
+    if value is _GONE or isinstance(value, (*SCALARS, *CODE)):
+        return value, is_
+    return picture(value), _pictured
+
+
+def _pictured(value: Any, seen: Any) -> bool:
+    return picture(value) == seen
 
 
 def _holds(found: dict[str, Any], names: list[str], tensors: list[Any]) -> bool:

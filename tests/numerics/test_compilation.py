@@ -234,6 +234,35 @@ def test_each_solve_is_told_from_the_one_before():
     assert apart(solved("on")[0].detach(), solved("off")[0].detach()) < 1e-12
 
 
+@pytest.mark.usefixtures("traced")
+def test_what_a_field_has_from_its_class_may_change():
+    class Scaled(nn.Module):
+        gain = 1.0
+
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(2, 2).double()
+
+        def rate(self, y):
+            return torch.tanh(y)
+
+        def forward(self, t, y):
+            return self.rate(self.lin(y)) * self.gain
+
+    field = Scaled()
+    changes = {
+        "gain": 2.0,
+        "rate": lambda self, y: torch.sin(y),
+        "forward": lambda self, t, y: -y * self.lin(y),
+    }
+    with torch.no_grad():
+        for name, value in {"training": True, **changes}.items():
+            setattr(field if name == "training" else Scaled, name, value)
+            found, want = (solve(field, start(), TS, solver=solver).ys for solver in (ON, OFF))
+            assert apart(found, want) < 1e-13
+    assert account(field).versions.number(account(field).watch._survey) == 3
+
+
 @pytest.mark.usefixtures("traced", "uncollected")
 def test_what_a_field_was_solved_with_is_let_go():
     field = Small(lambda self, t, y, scale: torch.tanh(self.lin(y)) * scale)

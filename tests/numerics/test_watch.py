@@ -30,6 +30,33 @@ def move(module):
     module[0].weight.data = module[0].weight.data.clone()
 
 
+class Gate(nn.Tanh):
+    scale = 2.0
+    shifts = [1.0]  # noqa: RUF012
+
+    def forward(self, x):
+        return super().forward(x) * self.scale + self.shifts[0]
+
+
+@pytest.mark.parametrize("change", [
+    lambda: setattr(Gate, "scale", 3.0),
+    lambda: Gate.shifts.append(2.0),
+    lambda: setattr(Gate, "forward", lambda self, x: x),
+    lambda: delattr(Gate, "scale"),
+])  # fmt: skip
+def test_changes_of_classes_are_seen(change, monkeypatch):
+    for name in ("scale", "shifts", "forward"):
+        monkeypatch.setattr(Gate, name, list(Gate.shifts) if name == "shifts" else getattr(Gate, name))
+    module, watch = nn.Sequential(Gate(), Gate()), Watch()
+    module[1].scale = 5.0
+    among = {(id(part), name) for part in module for name in ("scale", "shifts", "forward")}
+    before = watch.look([module], among)
+    assert watch.look([module], among) is before
+    change()
+    after = watch.look([module], among)
+    assert after is not before and after.attributes != before.attributes
+
+
 ATTRIBUTES = {
     "number": lambda module: setattr(module[1], "gain", 2.0),
     "list": lambda module: module[1].sizes.append(3),
