@@ -107,19 +107,20 @@ def _engine(
     """The engine of a solve, or why there is none; where nothing is different, that of the last one anew."""
     modules = [system.problem.field, *(integrand for integrand, _ in system.integrands)]
     now, ambient = mine.watch.look(modules, mine.versions.reads), replay.Ambient.of(system.problem.y0)
-    about = kind, marched, system.rows, recording, keeping, (solver.compile, ambient, *_setting(system))
+    setting = solver.compile, ambient, *_setting(system)
+    about = kind, marched, system.rows, recording, keeping, setting
     making, last = partial(_making, mine, modules[0]), mine.last
     if last is not None and last.now is now and last.about == about:
         return last.engine.anew(modules, making)
     form, (Engine, _) = kind(marched), _engines()
-    entry = _entry(form, system, mine, modules, now, about[-1])
+    entry = _entry(form, system, mine, modules, now, setting)
     if isinstance(entry, str):
         return entry
     engine = Engine(form, system, entry, modules, now, ambient, recording and keeping, making)
     _prepare(engine, system, mine, mine.versions.number(now), recording)
     if entry.refusal is not None:
         return entry.refusal
-    mine.last = Last(now, about, engine.anew([], nullcontext))
+    mine.last = Last(now, about, engine.anew([], nullcontext))  # one that knew the field would keep it alive
     return engine
 
 

@@ -127,17 +127,17 @@ class Engine(Stepper):
         self.constants = form.constants(system)
         self._needs = [x.requires_grad for x in system.example()]  # which leaves of a leg's context need gradients
         self._none: dict[torch.Size, Tensor] = {}
-        self._forget()
+        self._begin()
 
     def anew(self, modules: list[nn.Module], making: Callable[[str], AbstractContextManager[None]]) -> Engine:
         """One for another solve, of modules that are what these are, in the same setting."""
         other = object.__new__(Engine)
         vars(other).update(vars(self))
         other.modules, other.making = modules, making
-        other._forget()
+        other._begin()
         return other
 
-    def _forget(self) -> None:
+    def _begin(self) -> None:
         """What belongs to one solve: the leg that it is on, and its leaves."""
         self._leg: InitialValue | None = None
         self._own: list[Tensor] = []
@@ -169,7 +169,7 @@ class Engine(Stepper):
             return slope, self.form.solver.start(leg, z, slope)
         moving = number(float(leg.moving), z.device)
         bounds = leg.start, leg.length
-        if leg.segments.numbers is None:
+        if leg.segments.numbers is None:  # else they are on no graph
             bounds = [x.detach() for x in bounds]
         inputs = [*bounds, moving, z, *self.constants]
         found, dtheta = self._run("start", leg, inputs)
@@ -309,11 +309,12 @@ class Engine(Stepper):
         """A cotangent as programs take it; for None zeros, always the same: they are never written to."""
         if cotangent is not None:
             return cotangent.contiguous()
-        if shape not in self._none:
+        zeros = self._none.get(shape)
+        if zeros is None:
             if len(self._none) == ZEROS:
                 self._none.clear()
-            self._none[shape] = like.new_zeros(shape)
-        return self._none[shape]
+            zeros = self._none[shape] = like.new_zeros(shape)
+        return zeros
 
     def _front(self, leg: InitialValue, inputs: list[Tensor]) -> tuple[Sequence[Tensor], Kept]:
         """What a step gives, and what it keeps."""
@@ -338,7 +339,9 @@ class Engine(Stepper):
             return known
         programs = self.entry.programs.setdefault((name, rows == 1), [])
         for program in programs:
-            if program is None or program.fits(rows, flat):
+            if program is None:
+                return None
+            if program.fits(rows, flat):
                 self.entry.fitting[name, rows] = program
                 return program
         made = None

@@ -20,7 +20,7 @@ Fingerprint = dict[Attribute, Any]
 
 DEPTH = 4  # how far plain objects are looked into
 
-_INTERNAL = frozenset(nn.Module().__dict__) - {"training"}  # parameters, buffers, submodules, hooks: seen otherwise
+INTERNAL = frozenset(nn.Module().__dict__) - {"training"}  # parameters, buffers, submodules, hooks: seen otherwise
 
 
 @final
@@ -74,7 +74,7 @@ def survey(modules: Iterable[nn.Module], among: Container[Attribute] | None = No
                     number = order.setdefault(id(x), len(order))
                     found.structure[me, name] = (number, x.requires_grad, x.dtype, x.device, x.shape, x.stride())
         for name, value in (_inherited(part) | part.__dict__).items():
-            if name not in _INTERNAL and (among is None or (me, name) in among):
+            if name not in INTERNAL and (among is None or (me, name) in among):
                 found.attributes[me, name] = picture(value)
         stack += [child for child in reversed(part._modules.values()) if child is not None]
     found.tensors.extend([*parameters.values(), *(x for i, x in buffers.items() if i not in parameters)])

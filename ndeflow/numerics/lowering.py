@@ -141,7 +141,7 @@ def _pin(graph: fx.GraphModule) -> None:
 
 @final
 class _LayOnce(CustomGraphPass):
-    """`lay_once`, after all that the compiler does to a graph; what is kept of programs is of these files alone."""
+    """`lay_once`, after all that the compiler does to a graph; other programs are made when these files change."""
 
     def __call__(self, graph: fx.Graph) -> None:
         lay_once(graph)
@@ -152,7 +152,7 @@ class _LayOnce(CustomGraphPass):
 
 @cache
 def _of_these_files() -> Any:
-    return get_hash_for_files((__file__, str(_ROOMS), str(SOURCE)))
+    return get_hash_for_files((__file__, str(_ROOMS), str(SOURCE), str(SOURCE.with_suffix(".py"))))
 
 
 def _written_by(name: str, operation: OpOverload, inputs: Sequence[Any], size: Sequence[Any]) -> Any:
@@ -188,12 +188,16 @@ def _roomy(wanted: bool) -> Iterator[None]:
 
 @final
 class Roomy(CppWrapperCpu):
-    """C++ around kernels that keeps small intermediate tensors from call to call, as rooms.h says."""
+    """C++ around kernels that keeps small intermediate tensors from call to call, as rooms.h says.
+
+    What it overrides are torch 2.13's own methods; where they are no longer called nothing is kept. rooms: names of the
+    tensors that are given to nobody. views: of arguments, by what makes them and where that is written.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._rooms: set[str] = set()  # names of the tensors that are given to nobody
-        self._views: dict[str, str] = {}  # of arguments: how they are made -> name
+        self._rooms: set[str] = set()
+        self._views: dict[tuple[str, Any], str] = {}
 
     @staticmethod
     def create(*_: Any) -> Roomy:
@@ -211,7 +215,7 @@ class Roomy(CppWrapperCpu):
     def memory_plan_reuse(self) -> None:
         super().memory_plan_reuse()
         given = set(V.graph.get_output_names())
-        for line in reversed(self.lines):
+        for line in reversed(self.lines):  # what is given is known of a later name first
             if isinstance(line, (wrapper.ReuseLine, wrapper.ReinterpretLine)) and line.reused_as.get_name() in given:
                 given.add(line.node.get_name())
         self._rooms = {x.node.get_name() for x in self.lines if isinstance(x, wrapper.AllocateLine)} - given
@@ -234,7 +238,7 @@ class Roomy(CppWrapperCpu):
             return super().codegen_deferred_allocation(name, view)
         place = f"{self.codegen_sizevar(view.layout.offset)}, {view.get_dtype().itemsize}"
         about = f"{view.get_name()}, {self._shape(view)}, {place}"
-        self.writeline(common.DeferredLine(name, f"Part {name}({about});  // alias"))
+        self.writeline(common.DeferredLine(name, f"Slice {name}({about});  // alias"))
 
     def codegen_reinterpret_view(
         self, data: Any, size: Any, stride: Any, offset: Any, writeline: Any, *more: Any, **rest: Any
@@ -242,10 +246,10 @@ class Roomy(CppWrapperCpu):
         made = super().codegen_reinterpret_view(data, size, stride, offset, writeline, *more, **rest)
         if data.get_name() not in V.graph.graph_inputs:
             return made
-        if made not in self._views:
-            self._views[made] = f"view_{len(self._views)}"
-            writeline(f"auto {self._views[made]} = {made};")
-        return self._views[made]
+        if (made, writeline) not in self._views:
+            self._views[made, writeline] = name = f"view_{len(self._views)}"
+            writeline(f"auto {name} = {made};")
+        return self._views[made, writeline]
 
     def _shape(self, x: Any) -> str:
         """Number of dimensions, sizes and strides."""

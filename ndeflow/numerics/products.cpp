@@ -10,7 +10,6 @@
 #include <exception>
 #include <iostream>
 #include <stdexcept>
-#include <vector>
 
 namespace {
 
@@ -55,6 +54,7 @@ void lay_by_rows(const Matrix& x, int64_t i, int64_t j, int64_t rows, int64_t co
 
 // All of a matrix that lies by columns, copied so that it lies by rows.
 void lay_by_rows(const Matrix& x, float* to) {
+  if (x.row != 1) throw std::invalid_argument("expected a matrix by columns");
   at::parallel_for(0, x.columns, 1 + WORTH_A_THREAD / (8 * x.rows + 1), [&](int64_t begin, int64_t end) {
     lay_by_rows(x, 0, begin, x.rows, end - begin, to + begin, x.columns);
   });
@@ -74,8 +74,9 @@ void multiply(const Matrix& x, const Matrix& w, const Matrix& y, int64_t i, int6
   }
 }
 
-// y = x w; y lies by rows.
+// y = x w; w and y lie by rows.
 void multiply(const Matrix& x, const Matrix& w, const Matrix& y) {
+  if (w.column != 1 || y.column != 1) throw std::invalid_argument("expected a second factor and a result by rows");
   const int64_t most = x.rows < ROWS * at::get_num_threads() ? ROWS / 2 : ROWS;
   const int64_t down = (x.rows + most - 1) / most, across = (y.columns + COLUMNS - 1) / COLUMNS;
   const int64_t work = most * x.columns * std::min(COLUMNS, y.columns);

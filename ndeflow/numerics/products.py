@@ -47,6 +47,7 @@ def _shape_of_laid(x: Tensor) -> Tensor:
 
 OPERATION = torch.ops.ndeflow.product_by_rows.default
 LAID = torch.ops.ndeflow.laid_by_rows.default
+TRANSPOSED = torch.ops.aten.t.default, torch.ops.aten.permute.default, torch.ops.aten.transpose.int
 SHIMS = {
     OPERATION: ["AOTITorchError aoti_torch_cpu_product(AtenTensorHandle, AtenTensorHandle, AtenTensorHandle)"],
     LAID: ["AOTITorchError aoti_torch_cpu_lay(AtenTensorHandle, AtenTensorHandle)"],
@@ -54,22 +55,24 @@ SHIMS = {
 
 
 def product(x: Tensor, weight: Tensor) -> Any:
-    """x (M, K) @ weight (K, N), in float32 on the CPU; NotImplemented where torch's own is to be taken."""
-    return OPERATION(x, laid(weight)) if _taken(x) and _taken(weight) else NotImplemented
+    """x (M, K) @ weight (K, N), in float32 on the CPU; NotImplemented where torch's own is to be taken.
+
+    The operation takes its first factor by rows or by columns, its second by rows.
+    """
+    return OPERATION(x, laid(weight)) if _suits(x) and _suits(weight) else NotImplemented
 
 
 def laid(x: Tensor) -> Tensor:
-    """A matrix of fixed sizes by rows, where products may be ours: weights are taken transposed, by many products."""
-    fixed = not any(isinstance(n, torch.SymInt) for n in x.shape)
-    return LAID(x) if fixed and x.stride(1) != 1 and _taken(x) else x
+    """A matrix by rows, where it may be a factor: weights are taken transposed, each by many products of a step."""
+    return LAID(x) if _suits(x) and x.stride(1) != 1 else x
 
 
 def lay_once(graph: fx.Graph) -> None:
-    """Lay a matrix by rows once, for all that take it so."""
+    """Lay a matrix by rows once for all that take it so, though each has a view of it of its own."""
     found: dict[Any, fx.Node] = {}
     for node in graph.find_nodes(op="call_function", target=LAID):
         (x,) = node.all_input_nodes
-        known = found.setdefault((x.target, x.args) if x.args else x, node)
+        known = found.setdefault((x.target, x.args) if x.target in TRANSPOSED else x, node)
         if known is not node:
             node.replace_all_uses_with(known)
             graph.erase_node(node)
@@ -93,7 +96,7 @@ def asked(graph: fx.Graph) -> bool:
     return any(node.target in SHIMS for node in graph.nodes)
 
 
-def _taken(x: Tensor) -> bool:
+def _suits(x: Tensor) -> bool:
     """Whether a matrix may be a factor: in float32 on the CPU, where it lies by rows or by columns."""
     rows, columns = x.shape
     lies_well = x.stride() in ((columns, 1), (1, rows))

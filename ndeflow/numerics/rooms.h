@@ -30,7 +30,7 @@ class Room {
   operator AtenTensorHandle() const { return handle_; }
   void* data_ptr() const { return data_; }
 
-  // It is not needed in this call any more.
+  // It is not needed in this call any more: a large one is let go.
   void reset() {
     if (!small_) leave();
   }
@@ -47,10 +47,10 @@ class Room {
   std::vector<int64_t> sizes_;
 };
 
-// A part of a tensor, which is made a tensor where it is asked for as one.
-class Part {
+// A part of a tensor that lives as long, for it is written to as that is; made a tensor where it is asked for as one.
+class Slice {
  public:
-  Part(AtenTensorHandle whole, int64_t dims, const int64_t* sizes, const int64_t* strides, int64_t offset, int64_t width)
+  Slice(AtenTensorHandle whole, int64_t dims, const int64_t* sizes, const int64_t* strides, int64_t offset, int64_t width)
       : whole_(whole), dims_(dims), sizes_(sizes), strides_(strides), offset_(offset) {
     AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(whole, &data_));
     data_ = static_cast<char*>(data_) + offset * width;

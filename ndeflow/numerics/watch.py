@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, final
 
 from torch import Tensor, nn
 
-from ndeflow.numerics.fingerprint import CODE, SCALARS, Attribute, Survey, classes, picture, survey
+from ndeflow.numerics.fingerprint import CODE, INTERNAL, SCALARS, Attribute, Survey, classes, hooks, picture, survey
 
 Compared = Callable[[Any, Any], bool]
 
 _GONE = object()
-_NOT_SET = (set(dir(nn.Module)) | set(vars(nn.Module()))) - {"forward", "training"}  # by users of modules
+_EVERY = set(dir(nn.Module)) - {"forward"}  # what all modules have
 _KIND = attrgetter("requires_grad", "dtype", "device", "shape")
 _STRUCTURE = itemgetter(
     *("_parameters", "_buffers", "_modules"),
@@ -46,14 +46,15 @@ class Part(NamedTuple):
         missing = set(read) - module.__dict__.keys()
         own = [(name, *_seen(module.__dict__[name])) for name in read if name not in missing]
         kinds = [vars(kind) for kind in classes(module)]
-        above = [(kind, name, *_seen(kind.get(name, _GONE))) for kind in kinds for name in sorted(missing)]
+        asked = [(kind, name) for kind in kinds for name in sorted(missing) if name in kind or name not in _EVERY]
+        above = [(kind, name, *_seen(kind.get(name, _GONE))) for kind, name in asked]
         return cls(type(module), parameters, buffers, names, tensors, [*parts], missing, own, above)
 
     def same(self, module: nn.Module) -> bool:
         """Whether a module is still that, without hooks."""
         own = module.__dict__
         parameters, buffers, parts, after, before, back, backs = _STRUCTURE(own)
-        return (
+        return (  # most parts have few of these: what is empty is not looked into
             type(module) is self.kind
             and parameters is self.parameters
             and buffers is self.buffers
@@ -83,16 +84,19 @@ class Watch:
 
     def _note(self, modules: Sequence[nn.Module], among: set[Attribute]) -> None:
         self._survey, self._among, self._parts = survey(modules, among), len(among), []
+        self._kinds = _kinds(self._survey.tensors)
         read: dict[int, list[str]] = {}
         for me, name in sorted(among):
-            if name not in _NOT_SET:
+            if name not in INTERNAL:
                 read.setdefault(me, []).append(name)
         stack = list(modules)[::-1]
         while stack:
             part = stack.pop()
+            if hooks(part):  # it is none that would be known again
+                self._parts.clear()
+                return
             self._parts.append(Part.of(part, read.get(id(part), [])))
             stack += [x for x in reversed(part._modules.values()) if x is not None]
-        self._kinds = _kinds(self._survey.tensors)
 
     def _holds(self, modules: Sequence[nn.Module], among: int) -> bool:
         stack = [*reversed(modules)]

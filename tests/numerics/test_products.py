@@ -11,7 +11,7 @@ from ndeflow.numerics import products
 from ndeflow.numerics.audit import Refusal
 from ndeflow.numerics.compiled import Program, Traced
 from ndeflow.numerics.lowering import provide
-from ndeflow.numerics.products import LAID, asked, lay_once
+from ndeflow.numerics.products import LAID, asked, lay_once, product
 from ndeflow.numerics.rewrites import rules
 
 RULES = [rules(), rules(backward=True)]
@@ -53,8 +53,8 @@ def test_batches_times_weights_and_gradients_of_weights(paying, how):
 
 @pytest.mark.parametrize("how", RULES, ids=["forward", "backward"])
 def test_single_rows_and_matrices_of_fixed_sizes(paying, how):
-    for product in (lambda x, w: [x @ w], lambda x, w: [w @ w]):
-        traced = Traced(product, (ones(1, 64), ones(64, 64)), (True, False))
+    for function in (lambda x, w: [x @ w], lambda x, w: [w @ w]):
+        traced = Traced(function, (ones(1, 64), ones(64, 64)), (True, False))
         assert asked(traced.rewritten(traced.graph, how).graph)
 
 
@@ -73,6 +73,20 @@ def test_weights_that_are_taken_by_columns_are_laid_by_rows_once(paying):
     assert torch.equal(graph(*given)[0], want)
 
 
+def test_matrices_that_are_not_the_same_are_each_laid(paying):
+    def sums(x: Tensor, one: Tensor, other: Tensor) -> list[Tensor]:
+        sums = [torch.add(one.t(), other.t(), alpha=alpha) for alpha in (1.0, 3.0)]
+        return [x @ sums[0] @ sums[1]]
+
+    given = ones(3, 8), torch.rand(8, 8), torch.rand(8, 8)
+    traced = Traced(sums, given, (True, False, False))
+    graph = traced.rewritten(traced.graph, {torch.ops.aten.mm.default: product})
+    lay_once(graph.graph)
+    graph.recompile()
+    assert len(graph.graph.find_nodes(op="call_function", target=LAID)) == 2
+    torch.testing.assert_close(graph(*given), sums(*given))
+
+
 def test_few_columns_double_precision_and_gaps_are_left_alone(paying, monkeypatch):
     double = torch.float64
     assert not rewritten(torch.mm, ones(32, 4), ones(4, 64))
@@ -88,7 +102,8 @@ def test_machine_code_calls_it_and_is_kept_for_other_processes():
     """Sizes that no block divides; factors that lie by rows and by columns, deeper than is transposed at once."""
 
     def both(x: Tensor, weight: Tensor) -> list[Tensor]:
-        return [(x @ weight.t()).relu(), x.t() @ (x @ weight.t()), (x @ weight.t()) @ weight]
+        found = [(x @ weight.t()).relu(), x.t() @ (x @ weight.t()), (x @ weight.t()) @ weight]
+        return [*found, x @ x.t() @ x, x.t() @ (weight @ x.t()).t()]
 
     torch.manual_seed(0)
     weight = torch.randn(23, 71)

@@ -22,7 +22,8 @@ def prepared() -> nn.Sequential:
 
 
 def reads(module) -> set:
-    return {(id(module[1]), "gain"), (id(module[1]), "sizes"), (id(module[1]), "forward"), (id(module), "shift")}
+    names = "gain", "sizes", "forward", "half", "type"
+    return {(id(module), "shift"), *((id(module[1]), name) for name in names)}
 
 
 def move(module):
@@ -62,6 +63,8 @@ ATTRIBUTES = {
     "list": lambda module: module[1].sizes.append(3),
     "new": lambda module: setattr(module, "shift", 1.0),
     "method": lambda module: setattr(module[1], "forward", torch.relu),
+    "as a method of all": lambda module: setattr(module[1], "half", 0.5),
+    "as another": lambda module: setattr(module[1], "type", "soft"),
     "gone": lambda module: delattr(module[1], "gain"),
     "storage": move,
     "buffer": lambda module: module[2].register_buffer("scale", torch.ones(2)),
@@ -93,6 +96,17 @@ def test_new_values_and_what_was_not_read_do_not_matter():
     module[1].calls, module[1].sizes = 7, [1, 2]
     assert watch.look([module], among) is before
     assert watch.look([module, module[1]], among) is not before
+
+
+def test_hooks_that_are_gone_are_not_remembered():
+    module, watch = prepared(), Watch()
+    among = reads(module)
+    before = watch.look([module], among)
+    hook = module[1].register_forward_hook(lambda *_: None)
+    hooked = watch.look([module], among)
+    hook.remove()
+    after = watch.look([module], among)
+    assert hooked.structure != before.structure and after.structure == before.structure
 
 
 def test_more_attributes_to_look_at():
