@@ -54,8 +54,8 @@ class Entry:
     columns: how many integrals it has. reached: which of the module tensors need gradients and get one. reads: collects
     the attributes that its programs have read. rows: the numbers of rows for which they are known to be these.
     programs: of each function, for one row or for more; None in a list: there are no more, the function itself is
-    called. fitting: which of them is right for so many rows. prepared: the passes whose programs were made ahead.
-    refusal: why they cannot. zeros: of the shapes of the reached tensors.
+    called. prepared: the passes whose programs were made ahead. refusal: why they cannot. zeros: of the shapes of the
+    reached tensors.
     """
 
     columns: int
@@ -63,7 +63,6 @@ class Entry:
     reads: set[Attribute]
     rows: set[int]
     programs: dict[tuple[str, bool], list[Any]] = field(default_factory=dict)
-    fitting: dict[tuple[str, int], Any] = field(default_factory=dict)
     prepared: set[str] = field(default_factory=set)
     refusal: str | None = None
     zeros: list[Tensor] | None = None
@@ -334,15 +333,9 @@ class Engine(Stepper):
 
     def _program(self, name: str, rows: int, flat: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """What was made of a function and fits, made now if there is room; None: call the function itself."""
-        known = self.entry.fitting.get((name, rows))
-        if known is not None:
-            return known
         programs = self.entry.programs.setdefault((name, rows == 1), [])
         for program in programs:
-            if program is None:
-                return None
-            if program.fits(rows, flat):
-                self.entry.fitting[name, rows] = program
+            if program is None or program.fits(rows, flat):
                 return program
         made = None
         if len(programs) < VARIANTS:

@@ -50,6 +50,8 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     """A rewritten graph as machine code, which takes its arguments in a list, with any number of rows."""
     keep_freed_memory()
     _pin(graph)
+    if asked(graph.graph):
+        provide()
     fakes = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     mode, foreseen = TracingContext(fakes[0].fake_mode), written(graph)
     shims = "aot_inductor.custom_ops_to_c_shims"
@@ -61,8 +63,6 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
         "post_grad_custom_post_pass": _LayOnce(),
     }
     with torch.no_grad(), row_by_row(), _roomy(foreseen), config.patch(options), tracing(mode):
-        if asked(graph.graph):
-            provide()  # compiled in the same way, with headers that are made ready once
         compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=True, is_inference=True)
     return compiled.current_callable  # its own call looks for a profiler and a cache first
 
@@ -147,12 +147,7 @@ class _LayOnce(CustomGraphPass):
         lay_once(graph)
 
     def uuid(self) -> Any:
-        return _of_these_files()
-
-
-@cache
-def _of_these_files() -> Any:
-    return get_hash_for_files((__file__, str(_ROOMS), str(SOURCE), str(SOURCE.with_suffix(".py"))))
+        return get_hash_for_files((__file__, str(_ROOMS), str(SOURCE), str(SOURCE.with_suffix(".py"))))
 
 
 def _written_by(name: str, operation: OpOverload, inputs: Sequence[Any], size: Sequence[Any]) -> Any:

@@ -1,7 +1,7 @@
 // Where compiled programs keep what they compute with.
 //
 // The compiler makes a tensor of every intermediate at each call, and of every part of one that it writes to: a fifth of
-// a step of 32 rows, half of one of a single row.
+// a step of 32 rows.
 
 #include <algorithm>
 #include <vector>

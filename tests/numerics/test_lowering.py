@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -63,13 +63,13 @@ def stages(x: Tensor, weight: Tensor) -> list[Tensor]:
 
 
 @pytest.fixture(scope="module")
-def program() -> Iterator[Callable[[Tensor, Tensor], list[Tensor]]]:
+def program() -> Callable[[Tensor, Tensor], list[Tensor]]:
     """`stages` as machine code, made in inference mode."""
     made = torch.randn(3, 24), torch.randn(24, 24)
     with torch.inference_mode():
         code = Program(stages, made, (True, False), rules())
         code(made)
-    yield lambda *given: list(code(given))
+    return lambda *given: list(code(given))
 
 
 def given(seed: int, rows: int) -> tuple[Tensor, Tensor]:
