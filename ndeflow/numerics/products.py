@@ -79,16 +79,14 @@ def lay_once(graph: fx.Graph) -> None:
 
 
 def pays() -> bool:
-    """Whether this machine has AVX-512, and a maker for whose processors torch's own products (MKL) do without it.
+    """Whether this machine has AVX-512, on Linux.
 
-    On an EPYC (Zen 5) those of 32 x 64 x 64 take 3.0 us, these 1.1; of 512 x 256 x 256 610 us and 260. On Intel's they
-    were not timed.
+    On an EPYC (Zen 5) torch's own products (MKL) of 32 x 64 x 64 take 3.0 us, these 1.1; of 512 x 256 x 256 610 us and
+    260. On a Xeon (Emerald Rapids), where MKL uses AVX-512 too, training steps are 3 to 8 % faster by these.
     """
     if not torch.backends.mkldnn.is_available() or sys.platform != "linux":
         return False
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
-    return "Intel" not in torch.cpu.get_capabilities()["cpu_name"]
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def asked(graph: fx.Graph) -> bool:

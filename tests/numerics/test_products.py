@@ -97,7 +97,7 @@ def test_few_columns_double_precision_and_gaps_are_left_alone(paying, monkeypatc
     assert not rewritten(torch.mm, ones(32, 64), ones(64, 64))
 
 
-@pytest.mark.skipif(not HERE, reason="needs Linux, AVX-512, no Intel")
+@pytest.mark.skipif(not HERE, reason="needs Linux, AVX-512")
 def test_machine_code_calls_it_and_is_kept_for_other_processes():
     """Sizes that no block divides; factors that lie by rows and by columns, deeper than is transposed at once."""
 
@@ -128,7 +128,7 @@ def test_where_it_cannot_be_made_nothing_is_compiled(monkeypatch):
         provide()
 
 
-@pytest.mark.skipif(not HERE, reason="needs Linux, AVX-512, no Intel")
+@pytest.mark.skipif(not HERE, reason="needs Linux, AVX-512")
 def test_threads_share_the_rows():
     torch.manual_seed(0)
     x, weight, threads = torch.randn(100, 300), torch.randn(300, 300), torch.get_num_threads()
