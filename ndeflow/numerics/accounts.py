@@ -13,7 +13,8 @@ from ndeflow.numerics.fingerprint import Survey, Versions
 from ndeflow.numerics.watch import Watch
 
 if TYPE_CHECKING:
-    from ndeflow.numerics.engine import Engine, Entry
+    from ndeflow.numerics.engine import Engine
+    from ndeflow.numerics.entry import Entry
 
 
 class Last(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, cast, final
 
 import torch
 from torch import Tensor
@@ -75,7 +75,8 @@ def replayed(solver: Solver, marched: Marching, system: InitialValue, kind: type
 
     solver: the one that was asked for. marched: what it marches the system as.
     """
-    problem, ambient = system.problem, replay.Ambient.of(system.problem.y0)
+    problem, engine = system.problem, cast(Any, system.engine)
+    ambient = engine.ambient if system.compiled else replay.Ambient.of(problem.y0)
     with torch.no_grad(), ambient(), _checked(system):
         trace = marched.march(system)
     tape = kind(marched, system, trace, ambient)

@@ -17,6 +17,7 @@ from torch import nn
 from ndeflow.numerics import replay
 from ndeflow.numerics.accounts import Account, Last, account
 from ndeflow.numerics.audit import Refusal, inspect
+from ndeflow.numerics.entry import Entry
 from ndeflow.numerics.fingerprint import Survey, noted, survey
 from ndeflow.numerics.form import Form
 from ndeflow.numerics.stepper import Eager, Stepper
@@ -24,7 +25,7 @@ from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.transforms import differentiated_forward, transformed
 
 if TYPE_CHECKING:
-    from ndeflow.numerics.engine import Engine, Entry
+    from ndeflow.numerics.engine import Engine
 
 VERSIONS = 8  # of one field's plain attributes: after so many, they are taken to change from solve to solve
 
@@ -88,11 +89,11 @@ def _compiler() -> str | None:
 
 
 @cache
-def _engines() -> Any:
+def _engines() -> type[Engine]:
     """Imported when first needed, for that imports the compiler and takes half a second."""
-    from ndeflow.numerics.engine import Engine, Entry
+    from ndeflow.numerics.engine import Engine
 
-    return Engine, Entry
+    return Engine
 
 
 def _engine(
@@ -112,15 +113,16 @@ def _engine(
     making, last = partial(_making, mine, modules[0]), mine.last
     if last is not None and last.now is now and last.about == about:
         return last.engine.anew(modules, making)
-    form, (Engine, _) = kind(marched), _engines()
+    form = kind(marched)
     entry = _entry(form, system, mine, modules, now, setting)
     if isinstance(entry, str):
         return entry
-    engine = Engine(form, system, entry, modules, now, ambient, recording and keeping, making)
+    engine = _engines()(form, system, entry, modules, now, ambient, recording and keeping, making)
     _prepare(engine, system, mine, mine.versions.number(now), recording)
     if entry.refusal is not None:
         return entry.refusal
-    mine.last = Last(now, about, engine.anew([], nullcontext))  # one that knew the field would keep it alive
+    idle: Any = nullcontext
+    mine.last = Last(now, about, engine.anew([], idle))  # one that knew the field would keep it alive
     return engine
 
 
@@ -128,7 +130,6 @@ def _entry(
     form: Form, system: InitialValue, mine: Account, modules: list[nn.Module], now: Survey, setting: tuple[Any, ...]
 ) -> Entry | str:
     """What is known of a field in a setting, found now if it is not, or why nothing can be."""
-    _, Entry = _engines()
     missing = _compiler() if system.problem.y0.device.type == "cpu" else None
     if missing is not None:
         return missing

@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from ndeflow.numerics.audit import Refusal, audit, explain, steady, writes
 from ndeflow.numerics.inplace import write_anew
 from ndeflow.numerics.outer import flatten_late
+from ndeflow.numerics.packing import Line
 from ndeflow.numerics.partition import cut
 from ndeflow.numerics.rewrites import Rewriter, Rules
 from ndeflow.numerics.sums import join_sums
@@ -53,11 +54,11 @@ class Program:
 
 @final
 class Halves:
-    """A function of flat tensors in two halves: `front` takes the arguments that are known first, `rest` all of them.
+    """A function of flat tensors in two halves: `front` takes the arguments that are known first.
 
-    early: how many arguments are known first. groups: how many of the function's results belong together: the first
-    group is what `front` gives, beside what it keeps for the others, each of which has a half of its own. rules: of
-    both halves. `Refusal`: see `Traced`.
+    early: how many arguments are known first. groups: how many of the function's results belong together: `front` gives
+    the first group, `first` of them, then what it keeps for the others. rests: the half of each later group, once it
+    was made: it takes all arguments, then what was kept. rules: of both halves. `Refusal`: see `Traced`.
     """
 
     def __init__(
@@ -70,38 +71,41 @@ class Halves:
         rules: tuple[Rules, Rules],
     ) -> None:
         self._traced = Traced(function, inputs, batched)
-        self._first, self._rules = groups[0], rules
+        self.first, self._rules = groups[0], rules
         parts = cut(self._traced.graph, groups)
-        front, self._graphs = self._traced.rewritten(parts.front, rules[0]), parts.rests
+        self._graphs, self._count = parts.rests, len(inputs)
+        self._rows = next((i for i, rows in enumerate(batched) if rows), None)
+        rows = None if self._rows is None else _placeholders(parts.front)[self._rows].meta["val"].shape[0]
+        kept = _results(parts.front)[self.first :]
+        columns = [i for i, node in enumerate(kept) if node.target is torch.ops.aten.cat.default]  # they may be large
+        self._line = Line.of([node.meta["val"] for node in kept], columns, rows)
+        front = self._traced.rewritten(parts.front, rules[0], after=self._packed)
+        self._kept = [node.meta["val"] for node in _results(front)[self.first :]]
         self._guards = self._traced.guards(early)
-        self._front = Code(front)
-        self._rests: dict[int, Code] = {}
+        self.front = Code(front)
+        self.rests: dict[int, Code] = {}
 
     @property
     def used(self) -> list[int]:
         """The places of the arguments that `front` reads."""
-        return self._front.used
+        return self.front.used
 
     def fits(self, rows: int, inputs: Sequence[Tensor]) -> bool:
         """Whether it is right for these first arguments, with so many rows."""
         return self._guards.hold(rows, inputs)
 
-    def front(self, inputs: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """The first results, from the first arguments, and what is to be kept."""
-        results = self._front(inputs)
-        return results[: self._first], results[self._first :]
-
-    def made(self, group: int) -> bool:
-        """Whether the half of a later group, numbered from 0, was made."""
-        return group in self._rests
-
     def make(self, group: int) -> None:
-        """Make the half of a later group."""
-        self._rests[group] = Code(self._traced.rewritten(self._graphs[group], self._rules[1]))
+        """Make the half of a later group, numbered from 0."""
+        graph = self._graphs[group]
+        fakes = [node.meta["val"] for node in _placeholders(graph)[: self._count]] + self._kept
+        self.rests[group] = Code(self._traced.rewritten(graph, self._rules[1], fakes, before=self._unpacked))
 
-    def rest(self, group: int, inputs: Sequence[Tensor], kept: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The results of a later group, from all arguments and what was kept."""
-        return self._rests[group]([*inputs, *kept])
+    def _packed(self, results: Sequence[Tensor]) -> list[Tensor]:
+        return [*results[: self.first], *self._line.pack(results[self.first :])]
+
+    def _unpacked(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        rows = None if self._rows is None else inputs[self._rows].shape[0]
+        return [*inputs[: self._count], *self._line.unpack(inputs[self._count :], rows)]
 
 
 @final
@@ -171,13 +175,28 @@ class Traced:
             join_sums(self.graph)
             flatten_late(self.graph)
 
-    def rewritten(self, graph: fx.GraphModule, rules: Rules) -> fx.GraphModule:
-        """A graph of values of this one, by some rules (see `Rewriter`), in the operations that `lower` takes."""
+    def rewritten(
+        self,
+        graph: fx.GraphModule,
+        rules: Rules,
+        inputs: Sequence[Tensor] | None = None,
+        before: Callable[[Sequence[Tensor]], list[Tensor]] = list,
+        after: Callable[[Sequence[Tensor]], list[Tensor]] = list,
+    ) -> fx.GraphModule:
+        """A graph of values of this one, by some rules (see `Rewriter`), in the operations that `lower` takes.
+
+        inputs: its arguments, where they are others. before: makes the graph's own of them. after: makes what is given
+        of its results.
+        """
         from ndeflow.numerics.lowering import decompositions  # imports the compiler
 
-        fakes = [node.meta["val"] for node in _placeholders(graph)]
+        fakes = [node.meta["val"] for node in _placeholders(graph)] if inputs is None else inputs
+
+        def whole(*arguments: Tensor) -> list[Tensor]:
+            return after(Rewriter(graph, rules).run(*before(arguments)))
+
         with self._mode, torch.no_grad(), _quiet():
-            return make_fx(Rewriter(graph, rules).run, decompositions(), tracing_mode="real")(*fakes)
+            return make_fx(whole, decompositions(), tracing_mode="real")(*fakes)
 
     def guards(self, count: int) -> Guards:
         """Of what was traced and rewritten so far, for the first so many arguments."""
@@ -190,6 +209,11 @@ def _attach(graph: fx.GraphModule) -> None:
         if node.target is torch.ops.aten.detach.default:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+
+
+def _results(graph: fx.GraphModule) -> list[fx.Node]:
+    results: Any = graph.graph.output_node().args[0]
+    return list(results)
 
 
 def _placeholders(graph: fx.GraphModule) -> list[fx.Node]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple, Self, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from ndeflow.numerics import replay
 from ndeflow.numerics.audit import Refusal
-from ndeflow.numerics.compiled import Halves, Program
-from ndeflow.numerics.fingerprint import Attribute, Survey, noted
-from ndeflow.numerics.form import MID, NOTHING, Form, number
+from ndeflow.numerics.compiled import Code, Halves, Program
+from ndeflow.numerics.entry import Entry
+from ndeflow.numerics.fingerprint import Survey, noted
+from ndeflow.numerics.form import MID, NOTHING, Form, Heads, number
 from ndeflow.numerics.functions import Functions
 from ndeflow.numerics.rewrites import rules
 from ndeflow.numerics.solution import Step
@@ -41,46 +41,15 @@ def _said(head: tuple[int, ...]) -> str:
     return "gradient of the states inside steps" if head == (MID,) else "gradient of the estimates"
 
 
+def _head(heads: Heads, inner: Sequence[Tensor | None]) -> int:
+    """The number of the first product that starts from all cotangents inside a step that there are."""
+    asked = {place for place, c in enumerate(inner) if c is not None}
+    return next(n for n, places in enumerate(heads) if asked.issubset(places)) if asked else 0
+
+
 def _laid(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The same values as programs take them."""
     return [x.contiguous() for x in tensors]
-
-
-@final
-@dataclass
-class Entry:
-    """What is known of a field in one setting.
-
-    columns: how many integrals it has. reached: which of the module tensors need gradients and get one. reads: collects
-    the attributes that its programs have read. rows: the numbers of rows for which they are known to be these.
-    programs: of each function, for one row or for more; None in a list: there are no more, the function itself is
-    called. prepared: the passes whose programs were made ahead. refusal: why they cannot. zeros: of the shapes of the
-    reached tensors.
-    """
-
-    columns: int
-    reached: list[int]
-    reads: set[Attribute]
-    rows: set[int]
-    programs: dict[tuple[str, bool], list[Any]] = field(default_factory=dict)
-    prepared: set[str] = field(default_factory=set)
-    refusal: str | None = None
-    zeros: list[Tensor] | None = None
-
-    @classmethod
-    def of(cls, form: Form, system: InitialValue, tensors: Sequence[Tensor], reads: set[Attribute]) -> Self:
-        """Found by evaluating the field once; raises ValueError for rates of the wrong shape.
-
-        Apart from all that the start, the context and the times were made from: that graph is another's to use, and
-        none is in inference mode, though what is found is for training too.
-        """
-        with torch.inference_mode(False), torch.enable_grad():
-            apart = system.with_conditions([x.detach().clone() for x in system.conditions()])
-            apart.problem = replace(system.problem, y0=system.problem.y0.detach().clone())
-            apart.segments = replace(system.segments, edges=system.segments.edges.detach().clone())
-            rates = form.probe(apart)
-            found = replay.grads(rates, tensors, [torch.ones_like(rate) for rate in rates])
-        return cls(apart.columns, [i for i, g in enumerate(found) if g is not None], reads, {system.rows})
 
 
 class Kept(NamedTuple):
@@ -123,9 +92,13 @@ class Engine(Stepper):
         self.originals, self.tensors, self.parameters = now.tensors, now.detached, now.trained
         self.untrained = now.untrained
         self.ambient, self.keeping, self.making = ambient, keeping, making
+        self._states = slice(form.states.start, form.states.stop)
         self.constants = form.constants(system)
+        number = {id(self.originals[i]): n for n, i in enumerate(entry.reached)}
+        self._order = [number.get(id(p)) for p in self.parameters]
         self._needs = [x.requires_grad for x in system.example()]  # which leaves of a leg's context need gradients
-        self._none: dict[torch.Size, Tensor] = {}
+        self._none: dict[tuple[int, ...], Tensor] = {}
+        self._found: dict[tuple[str, int], Any] = {}  # by function and rows: all else is the same from solve to solve
         self._begin()
 
     def anew(self, modules: list[nn.Module], making: Callable[[str], AbstractContextManager[None]]) -> Engine:
@@ -152,8 +125,7 @@ class Engine(Stepper):
             carry, noise = self.form.first(self, leg, z)
             if backward:
                 totals, kept = self.zeros(leg), self.take(leg, t, h, z, carry, noise)
-                ends = [None] * (1 + self.form.carries)
-                self.pull(leg, kept, ends, NOTHING, totals)
+                self.pull(leg, kept, [None], NOTHING, totals)
                 if self.form.carries:
                     self.pull_begin(leg, t, z, replay.carried(carry), totals)
             else:
@@ -213,25 +185,30 @@ class Engine(Stepper):
         ends: Sequence[Tensor | None],
         inner: Sequence[Tensor | None],
         totals: Totals,
-    ) -> tuple[Tensor, list[Tensor], Totals]:
+    ) -> tuple[list[Any], Totals]:
         """One vector-Jacobian product of a step.
 
-        ends: cotangents of y and of the tensors of the carry; inner: of what is inside the step, by its places; None:
-        zero. Gives those of z and of the carry before the step, and `totals`, one for each of `wanted`, with their part
-        added.
+        ends: cotangents of y and of the tensors of the carry, or of y alone; inner: of what is inside the step, by its
+        places; None: zero. Gives those of z and of the carry before the step, and `totals`, as `zeros` gives them, with
+        their part added.
         """
-        states, heads = self._states(kept.inputs), self.form.heads(leg.dense)
-        asked = {place for place, c in enumerate(inner) if c is not None}
-        head = next(n for n, places in enumerate(heads) if asked.issubset(places)) if asked else 0
-        inputs = [*kept.inputs, *self._late(states, ends, inner, heads[head], heads[-1]), *totals]
+        heads = self.form.heads(leg.dense)
+        head = 0 if inner is NOTHING else _head(heads, inner)
+        late = self._late(kept.inputs[self._states], ends, inner, heads[head], heads[-1])
+        inputs = [*kept.inputs, *late, *totals]
         if kept.halves is None:
             found = self._functions(leg).step_product(head, *inputs)
         else:
-            if not kept.halves.made(head):
-                with self.making(_said(heads[head])), self.ambient():
-                    kept.halves.make(head)
-            found = kept.halves.rest(head, inputs, kept.values)
-        return found[0], list(found[1 : len(states)]), found[len(states) :]
+            found = self._rest(kept.halves, head, heads)([*inputs, *kept.values])
+        split = 1 + self.form.carries
+        return [*found[:split]], found[split:]
+
+    def _rest(self, halves: Halves, head: int, heads: Heads) -> Code:
+        """The half of a step that is its product from a head, made at the first call."""
+        if head not in halves.rests:
+            with self.making(_said(heads[head])), self.ambient():
+                halves.make(head)
+        return halves.rests[head]
 
     def pull_begin(
         self, leg: InitialValue, t: Tensor, z: Tensor, cotangents: Sequence[Tensor], totals: Totals
@@ -241,25 +218,26 @@ class Engine(Stepper):
         leg.count(1)
         return before, totals
 
-    def wanted(self, leg: InitialValue) -> list[Tensor]:
-        """The tensors that get gradients, in the order of the totals: module tensors, then the segment's leaves."""
-        self._fixed(leg)
-        found = [self.tensors[i] for i in self.entry.reached]
-        if self._own:
-            found += [x for x, needs in zip(self._own, self._needs, strict=True) if needs]
-        return found
-
     def zeros(self, leg: InitialValue) -> list[Tensor]:
-        """Totals to start from; those of the modules are never written to, and always the same."""
-        wanted = self.wanted(leg)
+        """Totals to start from: of the modules' tensors that get gradients, in line, then of the segment's leaves.
+
+        Those of the modules are never written to, and always the same.
+        """
         if self.entry.zeros is None:
-            self.entry.zeros = [x.new_zeros(x.shape) for x in wanted[: len(self.entry.reached)]]
-        return [*self.entry.zeros, *(x.new_zeros(x.shape) for x in wanted[len(self.entry.reached) :])]
+            reached = [self.tensors[i] for i in self.entry.reached]
+            self.entry.zeros = self.entry.line.pack([x.new_zeros(x.shape) for x in reached])
+        if not self._needs:
+            return [*self.entry.zeros]
+        self._fixed(leg)
+        own = [x for x, needs in zip(self._own, self._needs, strict=True) if needs]
+        return [*self.entry.zeros, *(x.new_zeros(x.shape) for x in own)]
 
     def gradients(self, totals: Totals) -> list[Tensor | None]:
-        """Those of `parameters` among totals, in their order."""
-        found = {id(self.originals[i]): g for i, g in zip(self.entry.reached, totals, strict=False)}
-        return [found.get(id(p)) for p in self.parameters]
+        """Those of `parameters` among totals, in their order; totals: none where no step was taken."""
+        if not totals:
+            return [None] * len(self.parameters)
+        found = self.entry.line.unpack(totals[: self.entry.line.count])
+        return [None if n is None else found[n].data for n in self._order]  # who writes to one writes to no view
 
     @property
     def constant(self) -> list[Tensor]:
@@ -279,8 +257,12 @@ class Engine(Stepper):
 
     def _inputs(self, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any) -> list[Tensor]:
         """What a step is about."""
-        carry = carry if self.form.carries else None
-        return [t, h, z, *replay.carried(carry), *replay.carried(noise), *self.constants]
+        found = [t, h, z]
+        if self.form.carries:
+            found += replay.carried(carry)
+        if noise is not None:
+            found += replay.carried(noise)
+        return found + self.constants
 
     def _late(
         self,
@@ -291,23 +273,22 @@ class Engine(Stepper):
         inside: Sequence[int],
     ) -> list[Any]:
         """Cotangents of what a step gives, zeros for None; None for those inside it that `head` has not."""
-        z = states[0]
-        found: list[Any] = [self._given(c, x.shape, z) for c, x in zip(ends, states, strict=True)]
+        z, ends = states[0], [*ends, *[None] * (len(states) - len(ends))]
+        found: list[Any] = [
+            self._nothing(x.shape, z) if c is None else c.contiguous() for c, x in zip(ends, states, strict=True)
+        ]
         if not head:
             return found + [None] * len(inside)
-        shape = z.shape
-        row, one = shape[:1], torch.Size()
+        shape, row, one = z.shape, z.shape[:1], torch.Size()
         shapes = shape, row, one, row, one  # by places
-        return found + [self._given(inner[i], shapes[i], z) if i in head else None for i in inside]
+        for i in inside:
+            c = inner[i]
+            given = self._nothing(shapes[i], z) if c is None else c.contiguous()
+            found.append(given if i in head else None)
+        return found
 
-    def _states(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """z and the carry, of what a step is about."""
-        return [inputs[i] for i in self.form.states]
-
-    def _given(self, cotangent: Tensor | None, shape: torch.Size, like: Tensor) -> Tensor:
-        """A cotangent as programs take it; for None zeros, always the same: they are never written to."""
-        if cotangent is not None:
-            return cotangent.contiguous()
+    def _nothing(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Zeros, always the same: they are never written to."""
         zeros = self._none.get(shape)
         if zeros is None:
             if len(self._none) == ZEROS:
@@ -317,11 +298,13 @@ class Engine(Stepper):
 
     def _front(self, leg: InitialValue, inputs: list[Tensor]) -> tuple[Sequence[Tensor], Kept]:
         """What a step gives, and what it keeps."""
-        inputs = _laid(inputs)
-        flat = [*inputs, *self._fixed(leg)]
+        inputs = [x.contiguous() for x in inputs]
+        flat = inputs + self._fixed(leg)
         halves = self._program("halves", leg.rows, flat, lambda: self._halves(leg, inputs))
-        results, values = (self._functions(leg).step(*flat), ()) if halves is None else halves.front(flat)
-        return results, Kept(halves, flat, values)
+        if halves is None:
+            return self._functions(leg).step(*flat), Kept(None, flat, ())
+        results, first = halves.front(flat), halves.first
+        return results[:first], Kept(halves, flat, results[first:])
 
     def _run(
         self, name: str, leg: InitialValue, inputs: list[Tensor], cotangents: Sequence[Tensor] = (), totals: Totals = ()
@@ -333,6 +316,11 @@ class Engine(Stepper):
 
     def _program(self, name: str, rows: int, flat: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """What was made of a function and fits, made now if there is room; None: call the function itself."""
+        if (name, rows) not in self._found:
+            self._found[name, rows] = self._fitting(name, rows, flat, make)
+        return self._found[name, rows]
+
+    def _fitting(self, name: str, rows: int, flat: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         programs = self.entry.programs.setdefault((name, rows == 1), [])
         for program in programs:
             if program is None or program.fits(rows, flat):
@@ -351,26 +339,29 @@ class Engine(Stepper):
     def _made(
         self, name: str, leg: InitialValue, inputs: list[Tensor], cotangents: Sequence[Tensor], totals: Totals
     ) -> Program:
-        batched, how = self._batched(inputs, cotangents, totals), rules(backward=bool(totals))
+        batched, how = self._batched(leg, inputs, cotangents, totals), rules(backward=bool(totals))
         function = getattr(self._functions(leg), name)
         return Program(function, [*inputs, *self._flat, *cotangents, *totals], batched, how)
 
     def _halves(self, leg: InitialValue, inputs: list[Tensor]) -> Halves:
         """Of a step and its products; examples of what comes late are zeros."""
         outputs, early, totals = self.form.outputs(leg.dense), [*inputs, *self._flat], self.zeros(leg)
-        states, heads = self._states(inputs), self.form.heads(leg.dense)
-        late = self._late(states, [None] * len(states), NOTHING, heads[-1], heads[-1])
-        batched = self._batched(inputs, late, totals)
+        heads = self.form.heads(leg.dense)
+        late = self._late(inputs[self._states], [None], NOTHING, heads[-1], heads[-1])
+        batched = self._batched(leg, inputs, late, totals)
         groups = [outputs, *[len(self.form.states) + len(totals)] * len(heads)]
         function = self._functions(leg).step_products
         how = rules(), rules(backward=True)
         return Halves(function, [*early, *late, *totals], batched, len(early), groups, how)
 
-    def _batched(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], totals: Totals) -> list[bool]:
-        """Which arguments of a function have the batch first: numbers, and what belongs to the modules, have not."""
-        modules, found = len(self.entry.reached), [x.dim() > 0 for x in inputs]
+    def _batched(
+        self, leg: InitialValue, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], totals: Totals
+    ) -> list[bool]:
+        """Which arguments have any number of rows: numbers, and what belongs to the modules, have not; a row is one."""
+        modules, found = self.entry.line.count, [x.dim() > 0 for x in inputs]
         found += [False] * len(self.tensors) + [True] * len(self._own) + [x.dim() > 0 for x in cotangents]
-        return found + [i >= modules for i in range(len(totals))]
+        return [leg.rows > 1 and rows for rows in (*found, *(i >= modules for i in range(len(totals))))]
 
     def _functions(self, leg: InitialValue) -> Functions:
-        return Functions(self.form, leg, self.modules, self.entry.reached, self._needs, len(self.tensors))
+        entry = self.entry
+        return Functions(self.form, leg, self.modules, entry.reached, entry.line, self._needs, len(self.tensors))

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from ndeflow.numerics import replay
 from ndeflow.numerics.form import Form, Heads
+from ndeflow.numerics.packing import Line
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.tree import node_normals
 
@@ -36,10 +37,12 @@ class Functions:
     """The functions of a solver on a leg.
 
     Each takes what it is about, then `fixed` tensors: those of the modules, then the leaves of the leg's context. A
-    product takes behind them the cotangents, and totals, to which its part for each wanted tensor is added.
+    product takes behind them the cotangents, and totals, to which its part for each wanted tensor is added: those of
+    the modules, in line, then those of leaves.
 
     form: of the solver's steps. leg: its tensors are replaced. modules: the field and the integrands. reached: which of
-    their tensors are wanted. needs: whether each leaf is. tensors: how many the modules have.
+    their tensors are wanted. line: how the totals of these are handed over. needs: whether each leaf is wanted.
+    tensors: how many the modules have.
     """
 
     def __init__(
@@ -48,11 +51,12 @@ class Functions:
         leg: InitialValue,
         modules: Sequence[nn.Module],
         reached: Sequence[int],
+        line: Line,
         needs: Sequence[bool],
         tensors: int,
     ) -> None:
         self.form, self.leg, self.modules = form, leg, modules
-        self.reached, self.needs, self.tensors = set(reached), list(needs), tensors
+        self.reached, self.line, self.needs, self.tensors = set(reached), line, list(needs), tensors
         self.fixed = tensors + len(self.needs)
 
     def step(self, *flat: Tensor) -> list[Tensor]:
@@ -138,7 +142,9 @@ class Functions:
     ) -> list[Tensor]:
         found = [g for g, w in zip(products, wants, strict=True) if w]
         before = [torch.zeros_like(z) if g is None else g for z, g in zip(states, found, strict=False)]
-        return [*before, *map(_sum, totals, found[len(states) :])]
+        totals = [*self.line.unpack(totals[: self.line.count]), *totals[self.line.count :]]
+        sums = [*map(_sum, totals, found[len(states) :])]
+        return [*before, *self.line.pack(sums[: len(self.reached)]), *sums[len(self.reached) :]]
 
     def _bound(self, z: Tensor, rest: Sequence[Tensor], call: Callable[[Any], Any]) -> Any:
         """A call with the leg reading other tensors: of the modules and of the context."""

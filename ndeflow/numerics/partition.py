@@ -68,7 +68,7 @@ def _put_ahead(graph: fx.Graph, ahead: set[fx.Node]) -> None:
             with graph.inserting_after(pieces):
                 piece = graph.call_function(operator.getitem, (pieces, place))
             piece.meta.update(part.meta)
-            part.replace_all_uses_with(piece, lambda user: user not in ahead)
+            part.replace_all_uses_with(piece, lambda user, made=piece: made < user and user not in ahead)
 
 
 def _parts(node: fx.Node) -> list[fx.Node]:

@@ -38,15 +38,16 @@ def tensors(problem: Problem) -> Iterator[Tensor]:
 
 def modules(problem: Problem) -> list[nn.Module]:
     """The field, where it is one, and the integrands."""
-    return [m for m in (problem.field, *(m for m, _ in problem.integrands)) if isinstance(m, nn.Module)]
+    return [m for m in (problem.field, *[m for m, _ in problem.integrands]) if isinstance(m, nn.Module)]
 
 
 def records(problem: Problem) -> bool:
     """Whether a solve of the problem records gradients."""
     if not torch.is_grad_enabled():
         return False
-    inputs = (problem.y0, problem.ts, *conditions(problem))
-    return any(x.requires_grad for x in inputs) or any(map(_trains, modules(problem)))
+    if any(map(_trains, modules(problem))):
+        return True
+    return any([x.requires_grad for x in (problem.y0, problem.ts, *conditions(problem))])
 
 
 def _trains(module: nn.Module) -> bool:
@@ -55,7 +56,10 @@ def _trains(module: nn.Module) -> bool:
         for x in tensors.values():
             if x is not None and x.requires_grad:
                 return True
-    return any(part is not None and _trains(part) for part in module._modules.values())
+    for part in module._modules.values():
+        if part is not None and _trains(part):
+            return True
+    return False
 
 
 def conditions(problem: Problem) -> list[Tensor]:
@@ -71,7 +75,7 @@ def conditioned(system: InitialValue, new: Sequence[Tensor], edges: Tensor) -> I
 
 def detached(x: Tensor) -> Tensor:
     """The same values as a leaf of a new graph, needing a gradient if x does."""
-    return x.detach().requires_grad_(x.requires_grad)
+    return x.detach().requires_grad_() if x.requires_grad else x
 
 
 def carried(carry: Any) -> list[Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ndeflow.numerics import replay
+from ndeflow.numerics.form import NOTHING
 from ndeflow.numerics.origins import Origins, check_unmoved
 from ndeflow.numerics.purity import Repeats
 from ndeflow.numerics.solution import ESTIMATES
@@ -35,50 +36,56 @@ class Reverse(ABC):
     def run(self, *cotangents: Tensor | None) -> Gradients:
         """The gradients, from cotangents of the tape's outputs."""
         trace, reads = self.tape.trace, Reads.of(self.tape.plan, cotangents[ESTIMATES:])
-        z, carry, count = reads.states.get(len(trace.nodes)), [], len(trace.z0)
-        estimates = [None if x is None else trace.of_steps(x) for x in cotangents[:ESTIMATES]]
-        for n in reversed(range(len(trace.nodes))):
-            rows = trace.nodes[n].rows
-            after = [replay.taken(x, rows) for x in (z, *carry)]
-            before, carry0 = self._step(n, after[0], after[1:], reads, [x if x is None else x[n] for x in estimates])
-            z, carry = replay.put(z, rows, before, count), replay.put_all(carry, rows, carry0, count)
-        z = replay.plus(z, reads.start)
+        count, steps, inner = len(trace.z0), len(trace.nodes), self._inner(reads, cotangents[:ESTIMATES])
+        ends: Gradients = [reads.states.get(steps)]
+        for n in reversed(range(steps)):
+            node = self.tape.node(n)
+            if node.rows is None:
+                ends = self._step(n, node, ends, inner.get(n, NOTHING), reads)
+            else:
+                after = [replay.taken(x, node.rows) for x in ends]
+                before = self._step(n, node, after, inner.get(n, NOTHING), reads)
+                ends = replay.put_all(ends, node.rows, before, count)
+        z = replay.plus(ends[0], reads.start)
         edges, *rest = self._close()
         self.tape.backward_nfe[0] += self.system.calls
         return [edges, None if z is None else self.system.state(z), *rest]
 
-    def _step(
-        self, n: int, z1: Tensor | None, carry1: Gradients, reads: Reads, estimates: Gradients
-    ) -> tuple[Tensor | None, Gradients]:
-        """From cotangents of the state and carry after step n to those before it; the rest goes to the totals."""
-        node, k0 = self.tape.node(n), reads.k0.get(n)
-        if n in reads.k1:
-            carry1 = [replay.plus(carry1[0] if carry1 else None, reads.k1[n]), *carry1[1:]]
-        z1, inner = replay.plus(z1, reads.ends.get(n)), [reads.mid.get(n), *estimates]
-        z0, carry0 = self._pull(n, node, self._at(n, node), z1, carry1, inner, k0 if node.fresh else None)
-        if k0 is not None and not node.fresh:
-            carry0[0] = replay.plus(carry0[0], k0)
-        return replay.plus(z0, reads.states.get(n)), carry0
+    def _inner(self, reads: Reads, estimates: Sequence[Tensor | None]) -> dict[int, Gradients]:
+        """Cotangents of what is inside of steps, by their numbers: mid and the estimates."""
+        trace, every = self.tape.trace, [(i, x) for i, x in enumerate(estimates, 1) if x is not None]
+        if not (every or reads.mid):
+            return {}
+        numbers = range(len(trace.nodes)) if every else reads.mid
+        found: dict[int, Gradients] = {n: [reads.mid.get(n), *NOTHING[1:]] for n in numbers}
+        for i, x in every:
+            for n, cotangent in enumerate(trace.of_steps(x)):
+                found[n][i] = cotangent
+        return found
 
-    def _at(self, n: int, node: Node) -> InitialValue:
-        """The system as it takes step n, a node, made anew where a product frees its graph."""
-        return self.tape.leg(self.system, node)
+    def _step(self, n: int, node: Node, ends: Gradients, inner: Sequence[Tensor | None], reads: Reads) -> Gradients:
+        """From cotangents of the state and the carry after step n, a node, to those before it.
+
+        Of a carry there may be none. inner: as `_inner` gives them. The rest goes to the totals.
+        """
+        if n in reads.k1:
+            k1, *more = ends[1:] or [None]
+            ends = [ends[0], replay.plus(k1, reads.k1[n]), *more]
+        if n in reads.ends:
+            ends = [replay.plus(ends[0], reads.ends[n]), *ends[1:]]
+        k0 = reads.k0.get(n)
+        before = self._pull(n, node, ends, inner, k0 if node.fresh else None)
+        if k0 is not None and not node.fresh:
+            before[1] = replay.plus(before[1], k0)
+        if n in reads.states:
+            before[0] = replay.plus(before[0], reads.states[n])
+        return before
 
     @abstractmethod
     def _pull(
-        self,
-        n: int,
-        node: Node,
-        leg: InitialValue,
-        z1: Tensor | None,
-        carry1: Gradients,
-        inner: Gradients,
-        k0: Tensor | None,
-    ) -> tuple[Tensor | None, Gradients]:
-        """The product of step n, a node: cotangents of state and carry before it; the others' are added to the totals.
-
-        carry1: may be empty, for none. inner: cotangents of mid and the estimates. k0: of a fresh carry.
-        """
+        self, n: int, node: Node, ends: Gradients, inner: Sequence[Tensor | None], k0: Tensor | None
+    ) -> Gradients:
+        """The product of step n: see `_step`; a list of its own. k0: of a fresh carry, of which nothing is given."""
 
     @abstractmethod
     def _close(self) -> Gradients:
@@ -109,33 +116,27 @@ class EagerReverse(Reverse):
             node, before = self.tape.node(n), self.tape.after(n)
             assert before is not None
             with torch.no_grad(), self.tape.ambient():
-                _, step = self.tape.retake(self._at(n, node), node, node.z, node.carry)
+                _, step = self.tape.retake(self.tape.leg(self.system, node), node, node.z, node.carry)
             self.repeats.check(node.z, before, step.y)
 
     def _pull(
-        self,
-        n: int,
-        node: Node,
-        leg: InitialValue,
-        z1: Tensor | None,
-        carry1: Gradients,
-        inner: Gradients,
-        k0: Tensor | None,
-    ) -> tuple[Tensor | None, Gradients]:
-        z = node.z.detach().requires_grad_()
+        self, n: int, node: Node, ends: Gradients, inner: Sequence[Tensor | None], k0: Tensor | None
+    ) -> Gradients:
+        z, leg = node.z.detach().requires_grad_(), self.tape.leg(self.system, node)  # a product frees its graph
         given = [] if node.fresh else [x.detach().requires_grad_() for x in replay.carried(node.carry)]
         carry, step = self.tape.retake(leg, node, z, None if node.fresh else replay.like_carry(node.carry, given))
         self.repeats.see(n, node.z, self.tape.after(n), step.y)
         after = replay.carried(step.carry)
         outputs = [step.y, *after, step.mid, *step.estimates]
-        cotangents = [z1, *(carry1 or [None] * len(after)), *inner]
+        cotangents = [*ends, *[None] * (1 + len(after) - len(ends)), *inner]
         if k0 is not None:
             outputs, cotangents = [*outputs, replay.carried(carry)[0]], [*cotangents, k0]
         inputs = [z, *given, *self.inputs]
         self.origins.see(outputs, inputs)
-        before, *rest = replay.grads(outputs, inputs, cotangents)
-        self.totals = [replay.plus(a, b) for a, b in zip(self.totals, rest[len(given) :], strict=True)]
-        return before, rest[: len(given)]
+        found = replay.grads(outputs, inputs, cotangents)
+        states, rest = found[: 1 + len(given)], found[1 + len(given) :]
+        self.totals = [replay.plus(a, b) for a, b in zip(self.totals, rest, strict=True)]
+        return states
 
     def _close(self) -> Gradients:
         return self.totals
@@ -145,63 +146,53 @@ class EagerReverse(Reverse):
 class CompiledReverse(Reverse):
     """Products by the programs of the tape's engine; edges get no gradient."""
 
-    engine: Engine
-
     def __init__(self, tape: Tape, edges: Tensor, conditions: list[Tensor]) -> None:
         super().__init__(tape, edges, conditions)
         engine: Any = tape.system.engine
-        self.engine = engine
-        self.count = len(self.engine.entry.reached)
+        self.engine: Engine = engine
+        self.count = self.engine.entry.line.count
         self.leg: InitialValue | None = None
         self.rows: Tensor | None = None
-        self.modules: Sequence[Tensor] = []
-        self.leaves: Sequence[Tensor] = []
+        self.totals: Sequence[Tensor] = ()  # of the modules' tensors, then of the leg's leaves
         self.gradients: Gradients = [None] * len(conditions)
-        self.driven = any(c.requires_grad for c in conditions)
+        self.driven = any([c.requires_grad for c in conditions])
 
-    def _at(self, n: int, node: Node) -> InitialValue:
-        """Any segment's will do where all that a product reads of it was kept."""
-        if self.leg is not None and self.tape.trace.kept[n] is not None and not (node.fresh or self.driven):
-            return self.leg
+    def _at(self, node: Node) -> InitialValue:
+        """The system as it takes the step of a node."""
         if self.leg is None or self.leg.segment != node.segment or self.rows is not node.rows:
             self._leave()
             self.rows = node.rows
             with torch.enable_grad():
                 self.leg = self.tape.leg(self.system, node)
-                self.own = [x for x in self.leg.conditions() if x.requires_grad]
+            self.own = [x for x in self.leg.conditions() if x.requires_grad] if self.conditions else []
             zeros = self.engine.zeros(self.leg)
-            self.modules, self.leaves = self.modules or zeros[: self.count], zeros[self.count :]
+            self.totals = [*(self.totals[: self.count] or zeros[: self.count]), *zeros[self.count :]]
         return self.leg
 
     def _pull(
-        self,
-        n: int,
-        node: Node,
-        leg: InitialValue,
-        z1: Tensor | None,
-        carry1: Gradients,
-        inner: Gradients,
-        k0: Tensor | None,
-    ) -> tuple[Tensor | None, Gradients]:
-        trace, totals = self.tape.trace, [*self.modules, *self.leaves]
+        self, n: int, node: Node, ends: Gradients, inner: Sequence[Tensor | None], k0: Tensor | None
+    ) -> Gradients:
+        engine, trace = self.engine, self.tape.trace
         kept, trace.kept[n] = trace.kept[n], None  # let go; another backward pass takes the step again
+        leg = self.leg
+        if leg is None or kept is None or node.fresh or self.driven:  # else all that a product reads of it was kept
+            leg = self._at(node)
         if kept is None:
-            kept = self.engine.take(leg, *leg.moment(node.theta, node.dtheta), node.z, node.carry, node.noise)
-        ends = [z1, *(carry1 or [None] * self.engine.form.carries)]
-        z, before, totals = self.engine.pull(leg, kept, ends, inner, totals)
-        if node.fresh and before:
-            before[0] = before[0] if k0 is None else before[0] + k0
-            more, totals = self.engine.pull_begin(leg, kept.inputs[0], node.z, before, totals)
-            z, before = z + more, []
-        self.modules, self.leaves = totals[: self.count], totals[self.count :]
-        return z, [*before]
+            kept = engine.take(leg, *leg.moment(node.theta, node.dtheta), node.z, node.carry, node.noise)
+        before, self.totals = engine.pull(leg, kept, ends, inner, self.totals)
+        if node.fresh and len(before) > 1:
+            z, *carry = before
+            carry[0] = carry[0] if k0 is None else carry[0] + k0
+            more, self.totals = engine.pull_begin(leg, kept.inputs[0], node.z, carry, self.totals)
+            before = [z + more]
+        return before
 
     def _leave(self) -> None:
         """Carry the totals of a segment's leaves over to the conditions they were made from."""
         if self.leg is not None and self.own:
-            found = replay.grads(self.own, self.conditions, self.leaves)
+            found = replay.grads(self.own, self.conditions, self.totals[self.count :])
             self.gradients = [replay.plus(a, b) for a, b in zip(self.gradients, found, strict=True)]
 
     def _close(self) -> Gradients:
         self._leave()
-        return [None, *self.gradients, *self.engine.gradients(self.modules)]
+        return [None, *self.gradients, *self.engine.gradients(self.totals)]

@@ -17,6 +17,7 @@ Rules = dict[Any, Callable[..., Any]]
 """operation -> function of the same arguments, which returns NotImplemented to leave it as it is."""
 
 SMALL = 4  # a matrix product with an inner or outer size up to this is written as fused multiplications
+STAGES = 8  # so is one of fixed sizes with an inner size up to this: a weight's gradient of a step of a single row
 
 # Minimax rational approximation of tanh on [-7.9053, 7.9053], odd numerator and even denominator: what Eigen and XLA
 # evaluate in single precision
@@ -67,8 +68,8 @@ def _silu_backward(grad: Tensor, x: Tensor) -> Any:
 
 
 def _few_in(x: Tensor, weight: Tensor) -> Any:
-    """x (rows, K) @ weight (K, N) for few K, of a batch or a single row with a matrix of fixed size."""
-    if not _of_rows(x, weight) or weight.shape[0] > SMALL:
+    """x (rows, K) @ weight (K, N) for few K: of a batch with a matrix of fixed size, or of two such matrices."""
+    if _dynamic(weight) or not 0 < weight.shape[0] <= (SMALL if _dynamic(x) else STAGES):
         return NotImplemented
     weight = laid(weight)
     terms = [x.narrow(1, k, 1) * weight[k] for k in range(weight.shape[0])]
@@ -94,8 +95,11 @@ def _or_other(few: Product) -> Product:
 
 
 def _of_rows(x: Tensor, weight: Tensor) -> bool:
-    rows = isinstance(x.shape[0], torch.SymInt) or x.shape[0] == 1
-    return rows and not any(isinstance(n, torch.SymInt) for n in weight.shape)
+    return not _dynamic(weight) and (_dynamic(x) or x.shape[0] == 1)
+
+
+def _dynamic(x: Tensor) -> bool:
+    return any(isinstance(n, torch.SymInt) for n in x.shape)
 
 
 def _with_bias(times: Product) -> Callable[..., Any]:

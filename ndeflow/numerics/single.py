@@ -95,13 +95,12 @@ class Alone:
         """The vector-Jacobian product: for the leaves, then the parameters."""
         engine, leg = self.engine, self.leg
         kept = self.kept or engine.take(leg, self.t, self.h, self.z, self.carry, self.noise)
-        ends = [None] * (1 + engine.form.carries)
         inner = list[Tensor | None](NOTHING)
         inner[RATIO_NORM], inner[STIFFNESS_NORM] = cotangents
-        _, before, totals = engine.pull(leg, kept, ends, inner, engine.zeros(leg))
-        if before:
-            _, totals = engine.pull_begin(leg, self.t, self.z, before, totals)
-        own = iter(totals[len(engine.entry.reached) :])
+        (_, *carry), totals = engine.pull(leg, kept, [None], inner, engine.zeros(leg))
+        if carry:
+            _, totals = engine.pull_begin(leg, self.t, self.z, carry, totals)
+        own = iter(totals[engine.entry.line.count :])
         leaves = [next(own) if x.requires_grad else None for x in leg.conditions()]
         return [*leaves, *engine.gradients(totals)]
 

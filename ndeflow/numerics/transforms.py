@@ -10,7 +10,8 @@ from torch.autograd import forward_ad
 
 def refuse_vmap() -> None:
     """Raise ValueError inside `torch.func.vmap`, under which no step can be accepted or rejected."""
-    if any(one.key() == TransformType.Vmap for one in _active()):
+    active = _active()
+    if active and any(one.key() == TransformType.Vmap for one in active):
         raise ValueError(
             "expected a solve outside of torch.func.vmap, jacfwd and hessian, got one inside; solve takes batches: "
             "give y0 of shape (B, *state), with times of shape (B, T) and contexts (B, ...)"

@@ -216,15 +216,21 @@ def test_what_steps_keep_is_used_once_and_then_made_again(adjoint, batching):
 
 
 def test_gradients_may_be_written_to():
-    """What a solve gives back is nobody else's."""
-    field, y0 = Net(width=4), start().requires_grad_()
-    for _ in range(2):
-        solution = solve(field, y0, TS, solver=ON)
-        found = torch.autograd.grad(solution.ys.sum(), [y0, *field.parameters()])
-        wanted = torch.autograd.grad(solve(field, y0, TS, solver=OFF).ys.sum(), [y0, *field.parameters()])
-        assert all(apart(a, b) < 1e-12 for a, b in zip(found, wanted, strict=True))
-        for x in found:
+    """What a solve gives back is nobody else's, nor one another's; one without a step gives none of its parameters."""
+    field, y0, scale = Net(width=4), start().requires_grad_(), torch.ones((), dtype=torch.float64, requires_grad=True)
+    inputs = [y0, *field.parameters()]
+    for ts in (TS, TS, TS * 0):
+        found, wanted = (
+            torch.autograd.grad(solve(field, y0, ts, solver=solver).ys.sum(), inputs, allow_unused=True)
+            for solver in (ON, OFF)
+        )
+        assert all(a is b is None or apart(a, b) < 1e-12 for a, b in zip(found, wanted, strict=True))
+        there = [x for x in found if x is not None]
+        loss = (scale * there[-1]).sum()
+        for x in there[:-1]:
             x.fill_(7.0)
+        loss.backward()
+        there[0].mul_(scale)
 
 
 def test_the_gradient_of_estimates_is_made_when_wanted_and_said(caplog):
@@ -247,7 +253,7 @@ def test_each_product_starts_from_no_more_than_is_asked(caplog):
         read(solution).backward()
         for entry in account(field).entries.values():
             for halves in entry.programs.get(("halves", False), []):
-                found += halves._rests
+                found += halves.rests
         return sorted(found)
 
     assert used(lambda s: s.stats.norms[1].sum()) == [0, 3]

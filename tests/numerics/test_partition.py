@@ -61,3 +61,18 @@ def test_numbers_are_made_again():
     t, x, c = torch.tensor(0.3), torch.randn(3), torch.randn(3)
     front, (rest,) = halves(lambda t, x, c: [x * t.cos().exp(), c * t.cos().exp()], (1, 1), t, x, c)
     assert shapes(front) == [(3,)] and torch.equal(rest(t, x, c)[0], c * t.cos().exp())
+
+
+def test_sizes_are_read_of_what_they_are():
+    """A size that is read before a column is put ahead is none of the column's pieces."""
+    x, c = torch.randn(3, 2), torch.randn(3, 2)
+
+    def function(x, c):
+        zeros = c.new_zeros(x.shape[0], 2)
+        a = x.sin()
+        return [a, torch.cat([x, a]).sum(dim=0) + (zeros + c * a).sum(dim=0)]
+
+    traced = make_fx(function, tracing_mode="symbolic")(x, c)
+    front, (rest,) = cut(traced, (1, 1))
+    a, *kept = front(x, None)
+    assert torch.equal(rest(x, c, *kept)[0], function(x, c)[1]) and torch.equal(a, x.sin())

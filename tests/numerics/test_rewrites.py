@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ndeflow.numerics import products
-from ndeflow.numerics.rewrites import SMALL, Rewriter, rational_tanh, rules
+from ndeflow.numerics.rewrites import SMALL, STAGES, Rewriter, rational_tanh, rules
 from tests.problems import apart
 
 FORWARD, BACKWARD = rules(), rules(backward=True)
@@ -99,9 +99,17 @@ def test_products_of_a_single_row_have_few_columns_too():
     assert "aten.mm.default" not in targets(graph) and torch.equal(graph(x, weight), x @ weight)
 
 
-def test_products_of_fixed_shapes_and_scaled_ones_are_left_alone(monkeypatch):
+@pytest.mark.parametrize(("inner", "fused"), [(0, False), (1, True), (STAGES, True), (STAGES + 1, False)])
+def test_products_of_fixed_shapes_have_few_terms(inner, fused, monkeypatch):
+    """As the gradient of a weight of a step of a single row has; its first factor lies by columns."""
+    monkeypatch.setattr(products, "pays", lambda: False)
+    x, y = torch.arange(5.0 * inner).view(inner, 5), torch.arange(3.0 * inner).view(inner, 3)
+    graph = rewritten(lambda x, y: x.t() @ y, x, y, how=rules(backward=True))
+    assert ("aten.mm.default" in targets(graph)) != fused and torch.equal(graph(x, y), x.t() @ y)
+
+
+def test_scaled_products_are_left_alone(monkeypatch):
     monkeypatch.setattr(products, "pays", lambda: False)
     x, weight, shift = torch.ones(5, 2), torch.ones(2, 3), torch.ones(3)
-    assert "aten.mm.default" in targets(rewritten(torch.mm, x, weight, how=FORWARD))
     scaled = rewritten(lambda b, x, w: torch.addmm(b, x, w, alpha=2.0), shift, x, weight, how=FORWARD)
     assert "aten.addmm.default" in targets(scaled) and torch.equal(scaled(shift, x, weight), torch.full((5, 3), 5.0))
