@@ -89,7 +89,7 @@ def _compiler() -> str | None:
 
 
 @cache
-def _engines() -> type[Engine]:
+def _engines() -> Any:
     """Imported when first needed, for that imports the compiler and takes half a second."""
     from ndeflow.numerics.engine import Engine
 
@@ -121,8 +121,7 @@ def _engine(
     _prepare(engine, system, mine, mine.versions.number(now), recording)
     if entry.refusal is not None:
         return entry.refusal
-    idle: Any = nullcontext
-    mine.last = Last(now, about, engine.anew([], idle))  # one that knew the field would keep it alive
+    mine.last = Last(now, about, engine.anew([], nullcontext))  # one that knew the field would keep it alive
     return engine
 
 

@@ -89,16 +89,15 @@ class Engine(Stepper):
         making: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self.form, self.entry, self.modules = form, entry, modules
-        self.originals, self.tensors, self.parameters = now.tensors, now.detached, now.trained
+        self.tensors, self.parameters = now.detached, now.trained
         self.untrained = now.untrained
         self.ambient, self.keeping, self.making = ambient, keeping, making
         self._states = slice(form.states.start, form.states.stop)
         self.constants = form.constants(system)
-        number = {id(self.originals[i]): n for n, i in enumerate(entry.reached)}
+        number = {id(now.tensors[i]): n for n, i in enumerate(entry.reached)}
         self._order = [number.get(id(p)) for p in self.parameters]
         self._needs = [x.requires_grad for x in system.example()]  # which leaves of a leg's context need gradients
         self._none: dict[tuple[int, ...], Tensor] = {}
-        self._found: dict[tuple[str, int], Any] = {}  # by function and rows: all else is the same from solve to solve
         self._begin()
 
     def anew(self, modules: list[nn.Module], making: Callable[[str], AbstractContextManager[None]]) -> Engine:
@@ -298,7 +297,7 @@ class Engine(Stepper):
 
     def _front(self, leg: InitialValue, inputs: list[Tensor]) -> tuple[Sequence[Tensor], Kept]:
         """What a step gives, and what it keeps."""
-        inputs = [x.contiguous() for x in inputs]
+        inputs = _laid(inputs)
         flat = inputs + self._fixed(leg)
         halves = self._program("halves", leg.rows, flat, lambda: self._halves(leg, inputs))
         if halves is None:
@@ -316,11 +315,6 @@ class Engine(Stepper):
 
     def _program(self, name: str, rows: int, flat: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """What was made of a function and fits, made now if there is room; None: call the function itself."""
-        if (name, rows) not in self._found:
-            self._found[name, rows] = self._fitting(name, rows, flat, make)
-        return self._found[name, rows]
-
-    def _fitting(self, name: str, rows: int, flat: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         programs = self.entry.programs.setdefault((name, rows == 1), [])
         for program in programs:
             if program is None or program.fits(rows, flat):
@@ -339,7 +333,7 @@ class Engine(Stepper):
     def _made(
         self, name: str, leg: InitialValue, inputs: list[Tensor], cotangents: Sequence[Tensor], totals: Totals
     ) -> Program:
-        batched, how = self._batched(leg, inputs, cotangents, totals), rules(backward=bool(totals))
+        batched, how = self._batched(inputs, cotangents, totals), rules(backward=bool(totals))
         function = getattr(self._functions(leg), name)
         return Program(function, [*inputs, *self._flat, *cotangents, *totals], batched, how)
 
@@ -348,19 +342,17 @@ class Engine(Stepper):
         outputs, early, totals = self.form.outputs(leg.dense), [*inputs, *self._flat], self.zeros(leg)
         heads = self.form.heads(leg.dense)
         late = self._late(inputs[self._states], [None], NOTHING, heads[-1], heads[-1])
-        batched = self._batched(leg, inputs, late, totals)
+        batched = self._batched(inputs, late, totals)
         groups = [outputs, *[len(self.form.states) + len(totals)] * len(heads)]
         function = self._functions(leg).step_products
         how = rules(), rules(backward=True)
         return Halves(function, [*early, *late, *totals], batched, len(early), groups, how)
 
-    def _batched(
-        self, leg: InitialValue, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], totals: Totals
-    ) -> list[bool]:
-        """Which arguments have any number of rows: numbers, and what belongs to the modules, have not; a row is one."""
+    def _batched(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor], totals: Totals) -> list[bool]:
+        """Which arguments of a function have the batch first: numbers, and what belongs to the modules, have not."""
         modules, found = self.entry.line.count, [x.dim() > 0 for x in inputs]
         found += [False] * len(self.tensors) + [True] * len(self._own) + [x.dim() > 0 for x in cotangents]
-        return [leg.rows > 1 and rows for rows in (*found, *(i >= modules for i in range(len(totals))))]
+        return found + [i >= modules for i in range(len(totals))]
 
     def _functions(self, leg: InitialValue) -> Functions:
         entry = self.entry
