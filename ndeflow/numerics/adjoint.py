@@ -16,7 +16,7 @@ from ndeflow.numerics.masking import masked
 from ndeflow.numerics.origins import check_apart, check_unmoved
 from ndeflow.numerics.purity import repeatable
 from ndeflow.numerics.reverse import CompiledReverse, EagerReverse
-from ndeflow.numerics.solution import ESTIMATES, Adjoint, Known, Solution, Solver
+from ndeflow.numerics.solution import ESTIMATES, Adjoint, Solution, Solver
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.tape import Tape
 from ndeflow.numerics.trace import finish, solution, statistics
@@ -82,7 +82,7 @@ def replayed(solver: Solver, marched: Marching, system: InitialValue, kind: type
     tape = kind(marched, system, trace, ambient)
     inputs = [system.segments.edges, problem.y0, *replay.conditions(problem), *tape.parameters]
     outputs = Replay.apply(tape, *inputs)
-    stats = statistics(system, trace, Known(outputs[:ESTIMATES]))
+    stats = statistics(system, trace, trace.filled(outputs[:ESTIMATES]))
     stats.backward_nfe = tape.backward_nfe
     tape.settle()
     return finish(solver, system, tape.plan.read(outputs[ESTIMATES:]), stats)
@@ -102,7 +102,7 @@ class Replay(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.count = 2 + len(tensors)
         ctx.save_for_backward(edges, y0, *tensors, *tape.others)  # so that nobody writes to these meanwhile
-        return tape.outputs(tape.trace)
+        return tape.outputs(tape.trace.room(), tape.trace)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:

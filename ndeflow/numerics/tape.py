@@ -15,7 +15,7 @@ from ndeflow.numerics.marching import Marching
 from ndeflow.numerics.norms import row_norms
 from ndeflow.numerics.reading import Plan
 from ndeflow.numerics.rowwise import RowPlan
-from ndeflow.numerics.solution import SolveError, Step
+from ndeflow.numerics.solution import Estimates, SolveError, Step
 from ndeflow.numerics.stepper import Eager
 from ndeflow.numerics.system import InitialValue
 from ndeflow.numerics.trace import Node, Trace, plan
@@ -52,9 +52,9 @@ class Tape:
     def check(self) -> None:  # noqa: B027
         """After a backward pass."""
 
-    def outputs(self, trace: Trace) -> tuple[Tensor | None, ...]:
+    def outputs(self, estimates: Estimates, trace: Trace) -> tuple[Tensor | None, ...]:
         """The estimates of the steps, and the tensors that the save times are read from."""
-        return *trace.estimates(), *self.plan.gather(trace)
+        return *estimates, *self.plan.gather(trace)
 
     def leg(self, system: InitialValue, node: Node) -> InitialValue:
         """The system as it takes the step of a node: on its segment, its rows alone."""
@@ -83,7 +83,7 @@ class Tape:
                 z = replay.put(z, node.rows, step.y, len(y0))
                 carry = replay.put_all(carry, node.rows, replay.carried(step.carry), len(y0))
         self.backward_nfe[0] += system.calls
-        return self.outputs(trace)
+        return self.outputs(trace.estimates(), trace)
 
 
 class TakenBack(Tape):

@@ -15,7 +15,7 @@ from ndeflow.numerics.mesh import BrokenMesh, Mesh, Place, Rejection, SharedMesh
 from ndeflow.numerics.numbered import numbered_plan
 from ndeflow.numerics.reading import Plan, shared_plan
 from ndeflow.numerics.rowwise import Failures, RowMesh, Table, Try, owners, row_plan
-from ndeflow.numerics.solution import Counts, Estimates, Known, Solution, Solver, Stats, Step
+from ndeflow.numerics.solution import ESTIMATES, Counts, Estimates, Known, Solution, Solver, Stats, Step
 from ndeflow.numerics.system import InitialValue
 
 
@@ -118,6 +118,19 @@ class Trace:
             return Known(self.estimates())
         return Unread([step.estimates for step in self.steps])
 
+    def room(self) -> Estimates:
+        """Tensors for `estimates`, of steps that autograd does not record; yet to be filled where rows step together."""
+        if self.apart or not self.steps:
+            return self.estimates()
+        count = len(self.steps)
+        return [None if x is None else x.new_empty(*x.shape, count) for x in self.steps[0].estimates]
+
+    def filled(self, room: Estimates) -> Callable[[], Estimates]:
+        """As `estimates_later`, in tensors made of `room`, which are written to when they are first asked for."""
+        if self.apart or not self.steps:
+            return Known(room)
+        return Unread([step.estimates for step in self.steps], room)
+
     def by_row(self, values: list[Tensor]) -> Tensor:
         """One tensor a step, each over the rows of its step, as (B, N, ...); numbers as (N,)."""
         if self.apart:
@@ -172,14 +185,16 @@ class Trace:
 @final
 @dataclass(frozen=True)
 class Unread:
-    """Gives the estimates of a solve that recorded no gradients, from those of its steps."""
+    """Gives the estimates of steps that autograd did not record, in `room`; None there: in tensors of their own."""
 
     steps: list[list[Tensor | None]]
+    room: Estimates = (None,) * ESTIMATES
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self) -> Estimates:
-        return [_stacked(kind) if kind else None for kind in _kinds(self.steps)]
+        kinds = zip(_kinds(self.steps), self.room, strict=True)
+        return [_stacked(kind, place) if kind else None for kind, place in kinds]
 
 
 def _kinds(steps: Sequence[Sequence[Tensor | None]]) -> list[list[Tensor]]:
@@ -187,9 +202,9 @@ def _kinds(steps: Sequence[Sequence[Tensor | None]]) -> list[list[Tensor]]:
     return [[x for x in kind if x is not None] for kind in zip(*steps, strict=True)]
 
 
-def _stacked(values: list[Tensor]) -> Tensor:
-    """One tensor a step, (B, ...) or a number, as (B, N, ...) or (N,)."""
-    return torch.stack(values, dim=min(values[0].dim(), 1))
+def _stacked(values: list[Tensor], place: Tensor | None = None) -> Tensor:
+    """One tensor a step, (B, ...) or a number, as (B, N, ...) or (N,); written to `place` where that is given."""
+    return torch.stack(values, dim=min(values[0].dim(), 1), out=place)
 
 
 def plan(system: InitialValue, trace: Trace) -> Plan:
