@@ -145,10 +145,11 @@ class Problem:
 
         None where rows have their own times, or gradients of times are wanted.
         """
-        times = [self.ts] if self.probes is None else [self.ts, self.probes]
-        if any([x.dim() > 1 or x.requires_grad for x in times]):
-            return None
-        return tuple([value for x in times for value in x.tolist()])
+        known = _known(self.ts)
+        if known is None or self.probes is None:
+            return known
+        more = _known(self.probes)
+        return None if more is None else known + more
 
     def with_probes(self, times: Tensor) -> Problem:
         """The same problem, also read at `times`: (P,) or (B, P) as `ts` is."""
@@ -158,6 +159,10 @@ class Problem:
     def with_integrand(self, integrand: nn.Module, own: Any = None) -> Problem:
         """The same problem with one more integral beside the state."""
         return replace(self, integrands=(*self.integrands, (integrand, own)))
+
+
+def _known(times: Tensor) -> tuple[float, ...] | None:
+    return None if times.dim() > 1 or times.requires_grad else tuple(times.tolist())
 
 
 @dataclass

@@ -49,20 +49,20 @@ def stepper_for(
     keeping: then what steps compute is kept for the backward pass. Raises ValueError with the reason where
     `solver.compile` is "on" and the solve cannot be compiled; with "auto" the reason is logged once for each field.
     """
-    module, eager = system.problem.field, Eager(solver)
+    module = system.problem.field
     if solver.compile == "off":
-        return eager
+        return Eager(solver)
     obstacle = _obstacle(system)
     if obstacle is not None:
         _refused(solver, module, obstacle, None)
-        return eager
+        return Eager(solver)
     mine = account(module)
     if not _due(solver, mine, recording):
         return Eager(solver, mine if recording else None)
     engine = _engine(solver, kind, marched, system, mine, recording, keeping)
     if isinstance(engine, str):
         _refused(solver, module, engine, mine)
-        return eager
+        return Eager(solver)
     mine.compiled |= recording
     return engine
 

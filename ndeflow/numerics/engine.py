@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from itertools import zip_longest
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
@@ -49,7 +50,7 @@ def _head(heads: Heads, inner: Sequence[Tensor | None]) -> int:
 
 def _laid(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The same values as programs take them."""
-    return [x.contiguous() for x in tensors]
+    return [*map(Tensor.contiguous, tensors)]
 
 
 class Kept(NamedTuple):
@@ -92,7 +93,7 @@ class Engine(Stepper):
         self.tensors, self.parameters = now.detached, now.trained
         self.untrained = now.untrained
         self.ambient, self.keeping, self.making = ambient, keeping, making
-        self._states = slice(form.states.start, form.states.stop)
+        self._states, self._split = slice(form.states.start, form.states.stop), len(form.states)
         self.constants = form.constants(system)
         number = {id(now.tensors[i]): n for n, i in enumerate(entry.reached)}
         self._order = [number.get(id(p)) for p in self.parameters]
@@ -109,10 +110,11 @@ class Engine(Stepper):
         return other
 
     def _begin(self) -> None:
-        """What belongs to one solve: the leg that it is on, and its leaves."""
+        """What belongs to one solve: the leg that it is on, its leaves, and the programs that fit it."""
         self._leg: InitialValue | None = None
         self._own: list[Tensor] = []
         self._flat: list[Tensor] = []
+        self._found: dict[str, Any] = {}
 
     def prepare(self, system: InitialValue, backward: bool) -> None:
         """Make the programs of a forward or a backward pass; the first of a field raise `Refusal`."""
@@ -126,7 +128,7 @@ class Engine(Stepper):
                 totals, kept = self.zeros(leg), self.take(leg, t, h, z, carry, noise)
                 self.pull(leg, kept, [None], NOTHING, totals)
                 if self.form.carries:
-                    self.pull_begin(leg, t, z, replay.carried(carry), totals)
+                    self.pull_begin(leg, t, z, [z, *replay.carried(carry)], totals)
             else:
                 self.step(leg, t, z, h, carry, noise)
 
@@ -141,15 +143,14 @@ class Engine(Stepper):
         bounds = leg.start, leg.length
         if leg.segments.numbers is None:  # else they are on no graph
             bounds = [x.detach() for x in bounds]
-        inputs = [*bounds, moving, z, *self.constants]
-        found, dtheta = self._run("start", leg, inputs)
+        found, dtheta = self._run("start", leg, [*_laid((*bounds, moving, z)), *self.constants])
         leg.count(self.form.starting)
         return found, dtheta
 
     def begin(self, leg: Any, z: Tensor, slope: Tensor | None) -> Any:
         if slope is not None or not self.form.carries:
             return slope
-        found = self._run("begin", leg, [leg.start.detach(), z])
+        found = self._run("begin", leg, _laid((leg.start.detach(), z)))
         leg.count(1)
         return replay.packed(found)
 
@@ -170,7 +171,7 @@ class Engine(Stepper):
     def normals(
         self, leg: Any, word: Tensor, place: Tensor, low: Tensor, high: Tensor, index: Tensor
     ) -> Sequence[Tensor]:
-        return self._run("normals", leg, [word, place, low, high, index])
+        return self._run("normals", leg, _laid((word, place, low, high, index)))
 
     def take(self, leg: InitialValue, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any = None) -> Kept:
         """What a step keeps for its product, by taking it again."""
@@ -194,13 +195,11 @@ class Engine(Stepper):
         heads = self.form.heads(leg.dense)
         head = 0 if inner is NOTHING else _head(heads, inner)
         late = self._late(kept.inputs[self._states], ends, inner, heads[head], heads[-1])
-        inputs = [*kept.inputs, *late, *totals]
         if kept.halves is None:
-            found = self._functions(leg).step_product(head, *inputs)
+            found = self._functions(leg).step_product(head, *kept.inputs, *late, *totals)
         else:
-            found = self._rest(kept.halves, head, heads)([*inputs, *kept.values])
-        split = 1 + self.form.carries
-        return [*found[:split]], found[split:]
+            found = self._rest(kept.halves, head, heads)([*kept.inputs, *late, *totals, *kept.values])
+        return list(found[: self._split]), found[self._split :]
 
     def _rest(self, halves: Halves, head: int, heads: Heads) -> Code:
         """The half of a step that is its product from a head, made at the first call."""
@@ -210,10 +209,10 @@ class Engine(Stepper):
         return halves.rests[head]
 
     def pull_begin(
-        self, leg: InitialValue, t: Tensor, z: Tensor, cotangents: Sequence[Tensor], totals: Totals
+        self, leg: InitialValue, t: Tensor, z: Tensor, ends: Sequence[Tensor], totals: Totals
     ) -> tuple[Tensor, Totals]:
-        """The vector-Jacobian product of the carry begun at (t, z): that of z, and the totals."""
-        before, *totals = self._run("begin_product", leg, [t, z], cotangents, totals)
+        """From cotangents of z and of the carry begun at (t, z) that of z alone, and the totals."""
+        before, *totals = self._run("begin_product", leg, _laid((t, z)), _laid(ends), totals)
         leg.count(1)
         return before, totals
 
@@ -252,16 +251,13 @@ class Engine(Stepper):
         if leg is not self._leg:
             self._leg, self._own = leg, leg.conditions()
             self._flat = [*self.tensors, *_laid([x.detach() for x in self._own])]
+            self._found = {}
         return self._flat
 
     def _inputs(self, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any) -> list[Tensor]:
         """What a step is about."""
-        found = [t, h, z]
-        if self.form.carries:
-            found += replay.carried(carry)
-        if noise is not None:
-            found += replay.carried(noise)
-        return found + self.constants
+        carries = replay.carried(carry) if self.form.carries else ()
+        return [*_laid((t, h, z, *carries, *replay.carried(noise))), *self.constants]
 
     def _late(
         self,
@@ -272,10 +268,9 @@ class Engine(Stepper):
         inside: Sequence[int],
     ) -> list[Any]:
         """Cotangents of what a step gives, zeros for None; None for those inside it that `head` has not."""
-        z, ends = states[0], [*ends, *[None] * (len(states) - len(ends))]
-        found: list[Any] = [
-            self._nothing(x.shape, z) if c is None else c.contiguous() for c, x in zip(ends, states, strict=True)
-        ]
+        z = states[0]
+        pairs = zip_longest(ends, states)
+        found: list[Any] = [self._nothing(x.shape, z) if c is None else c.contiguous() for c, x in pairs]
         if not head:
             return found + [None] * len(inside)
         shape, row, one = z.shape, z.shape[:1], torch.Size()
@@ -297,9 +292,10 @@ class Engine(Stepper):
 
     def _front(self, leg: InitialValue, inputs: list[Tensor]) -> tuple[Sequence[Tensor], Kept]:
         """What a step gives, and what it keeps."""
-        inputs = _laid(inputs)
-        flat = inputs + self._fixed(leg)
-        halves = self._program("halves", leg.rows, flat, lambda: self._halves(leg, inputs))
+        flat = [*inputs, *self._fixed(leg)]
+        halves = self._found.get("halves")
+        if halves is None:
+            halves = self._program("halves", leg, flat, lambda: self._halves(leg, inputs))
         if halves is None:
             return self._functions(leg).step(*flat), Kept(None, flat, ())
         results, first = halves.front(flat), halves.first
@@ -308,16 +304,20 @@ class Engine(Stepper):
     def _run(
         self, name: str, leg: InitialValue, inputs: list[Tensor], cotangents: Sequence[Tensor] = (), totals: Totals = ()
     ) -> Any:
-        inputs, cotangents = _laid(inputs), _laid(cotangents) if cotangents else ()
+        """What a function gives, by its program if there is one; inputs and cotangents: laid."""
         flat = [*inputs, *self._fixed(leg), *cotangents, *totals]
-        program = self._program(name, leg.rows, flat, lambda: self._made(name, leg, inputs, cotangents, totals))
+        program = self._found.get(name)
+        if program is None:
+            program = self._program(name, leg, flat, lambda: self._made(name, leg, inputs, cotangents, totals))
         return getattr(self._functions(leg), name)(*flat) if program is None else program(flat)
 
-    def _program(self, name: str, rows: int, flat: Sequence[Tensor], make: Callable[[], Any]) -> Any:
+    def _program(self, name: str, leg: InitialValue, flat: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """What was made of a function and fits, made now if there is room; None: call the function itself."""
+        rows = leg.rows
         programs = self.entry.programs.setdefault((name, rows == 1), [])
         for program in programs:
             if program is None or program.fits(rows, flat):
+                self._found[name] = program
                 return program
         made = None
         if len(programs) < VARIANTS:

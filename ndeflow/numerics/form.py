@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
@@ -98,6 +99,8 @@ class AdaptiveForm(Form):
     def __init__(self, solver: Any, carries: int, more: int) -> None:
         super().__init__(carries, more, solver.evaluations)
         self.solver, self.count = solver, 1 + solver.stiffness
+        dense = False, self.interpolates
+        self._named = [_named(1 + carries, mid, solver.apart, self.count) for mid in dense]
 
     @property
     def key(self) -> tuple[Hashable, ...]:
@@ -112,13 +115,7 @@ class AdaptiveForm(Form):
         return [x for x in found if x is not None]
 
     def result(self, results: Sequence[Tensor], dense: bool, kept: Any) -> Step:
-        with_mid, each = dense and self.interpolates, 1 if self.solver.apart else 2  # estimates, with their norms
-        ratio = 1 + self.carries + with_mid
-        carry = results[1] if self.carries else None
-        mid = results[ratio - 1] if with_mid else None
-        stiffness = results[ratio + each] if self.count > 1 else None
-        norms = results[ratio + 1 :: 2] if each > 1 else ()
-        return Step(results[0], None, results[ratio], stiffness, mid, carry, kept, norms)
+        return Step(*self._named[dense]([*results, kept, None]))
 
     def constants(self, system: InitialValue) -> list[Tensor]:
         return [number(x, system.problem.y0.device) for x in (self.solver.rtol, self.solver.atol)]
@@ -231,6 +228,17 @@ def _heads(dense: bool, apart: bool, count: int) -> Heads:
     kinds = [(RATIO,), (STIFFNESS,)] if apart else [(RATIO, RATIO_NORM), (STIFFNESS, STIFFNESS_NORM)]
     each = [mid + kind for kind in kinds[:count]]
     return tuple(dict.fromkeys([(), mid, *each, sum(kinds[:count], mid)]))
+
+
+def _named(states: int, mid: bool, apart: bool, count: int) -> Callable[[list[Any]], Sequence[Any]]:
+    """What picks the parts of a `Step` from the results of an adaptive step, what it keeps, and None.
+
+    states: of the state and the carry's tensor. mid: there is one. apart: there are no norms. count: of the estimates.
+    """
+    ratio, each = states + mid, 1 if apart else 2  # each estimate is followed by its norm
+    stiffness = ratio + each if count > 1 else -1
+    norms = slice(ratio + 1, ratio + 1 if apart else ratio + 2 * count, 2)
+    return itemgetter(0, -1, ratio, stiffness, ratio - 1 if mid else -1, 1 if states > 1 else -1, -2, norms)
 
 
 @lru_cache(maxsize=256)

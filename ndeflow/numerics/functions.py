@@ -93,13 +93,14 @@ class Functions:
         return self._bound(z, rest, lambda leg: self.form.begin(leg, t, z))
 
     def begin_product(self, *flat: Tensor) -> list[Tensor]:
-        """Of `begin`, from a cotangent of each of its results: that of z, then the totals."""
+        """Of `begin`, from a cotangent of z, to which its part is added, and of each result: that of z, the totals."""
         inputs, wants = self._inputs(flat, 2, (1,))
         with torch.enable_grad():
             outputs = self.begin(*inputs)
-        late = flat[2 + self.fixed :]
+        end, *late = flat[2 + self.fixed :]
         cotangents, totals = late[: len(outputs)], late[len(outputs) :]
-        return self._added(replay.grads(outputs, inputs, cotangents), wants, [inputs[1]], totals)
+        before, *totals = self._added(replay.grads(outputs, inputs, cotangents), wants, [inputs[1]], totals)
+        return [end + before, *totals]
 
     def step_products(self, *flat: Tensor) -> list[Tensor]:
         """What `step` gives, then its product from each of the form's `heads`.

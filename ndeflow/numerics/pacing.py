@@ -86,7 +86,7 @@ class Shared(Pace):
         return self.theta < 1.0
 
     def enter(self, leg: System, slope: Tensor | None) -> None:
-        self.leg, length = leg, leg.mean_length()
+        self.leg, length, self.root = leg, leg.mean_length(), leg.moving**0.5
         self.fresh = leg.renewed or not self.length
         if not self.length:
             self.dtheta = self._start(slope)
@@ -99,28 +99,28 @@ class Shared(Pace):
             self.nodes.enter(leg)
 
     def attempt(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        rest, noise = 1.0 - self.theta, None
+        theta, rest, noise = self.theta, 1.0 - self.theta, None
         if self.nodes is None:
-            self.size = rest if self.theta + 1.01 * self.dtheta >= 1.0 else self.dtheta
+            size = rest if theta + 1.01 * self.dtheta >= 1.0 else self.dtheta
         else:
-            self.size = self.nodes.fit(self.theta, self.dtheta)
-            noise = self.nodes.normals(self.theta, self.size)
-        self.last, self.noise = self.size == rest, noise
-        return *self.leg.moment(self.theta, self.size), noise
+            size = self.nodes.fit(theta, self.dtheta)
+            noise = self.nodes.normals(theta, size)
+        self.size, self.last, self.noise = size, size == rest, noise
+        return *self.leg.moment(theta, size), noise
 
     def take(self, step: Step) -> None:
-        ratio = step.norms[0].item() / self.leg.moving**0.5
-        proposed = self.size * self.rules.controller.factor(ratio, self.previous, self.rules.order)
+        ratio, rules, trace = step.norms[0].item() / self.root, self.rules, self.trace
+        proposed = self.size * rules.controller.factor(ratio, self.previous, rules.order)
         if ratio <= 1.0:
             self.dtheta = max(proposed, self.dtheta) if self.last else proposed
             self._accept(step, ratio)
         else:
-            self.trace.reject(Place(self.leg.segment, self.theta, self.size), step)
+            trace.reject(Place(self.leg.segment, self.theta, self.size), step)
             self.dtheta = proposed
             if proposed < self._least():
                 raise self._failure(step, proposed, "the step size underflowed", UNDERFLOW)
-        if len(self.trace.nodes) + len(self.trace.rejections) >= self.rules.max_steps and self.open:
-            raise self._failure(step, proposed, f"{self.rules.max_steps} steps were not enough", TOO_MANY)
+        if len(trace.nodes) + len(trace.rejections) >= rules.max_steps and self.open:
+            raise self._failure(step, proposed, f"{rules.max_steps} steps were not enough", TOO_MANY)
 
     def _least(self) -> float:
         """The smallest step, as a fraction of the segment; read from the device once."""
@@ -129,11 +129,10 @@ class Shared(Pace):
         return self.least
 
     def _accept(self, step: Step, ratio: float) -> None:
-        start = self.theta, self.size, self.z, self.carry, self.fresh
-        self.trace.accept(Node(self.leg.segment, *start, self.noise), step)
+        theta, size = self.theta, self.size
+        self.trace.accept(Node(self.leg.segment, theta, size, self.z, self.carry, self.fresh, self.noise), step)
         self.z, self.carry, self.fresh = step.y, step.carry, False
-        self.theta = 1.0 if self.last else self.theta + self.size
-        self.previous = ratio
+        self.theta, self.previous = 1.0 if self.last else theta + size, ratio
 
     def _start(self, slope: Tensor | None) -> float:
         self.carry, first = self.stepper.start(self.leg, self.z, slope)

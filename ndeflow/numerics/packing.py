@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from math import prod
 from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
-Place = tuple[list[Any], list[Any], Any]
+Places = tuple[list[Any], list[Any], list[Any]]
 
 
 @final
@@ -53,24 +54,22 @@ class Line:
         if not self.shapes:
             return [*packed]
         *others, line = packed
-        parts = [line.as_strided(*about) for about in (self._fixed if rows is None else self._places(rows))]
+        parts = [*map(line.as_strided, *(self._fixed if rows is None else self._places(rows)))]
         if not others:
             return parts
         rest, found = iter(others), dict(zip(self.shapes, parts, strict=True))
         return [found[i] if i in found else next(rest) for i in range(len(others) + len(found))]
 
     @cached_property
-    def _fixed(self) -> list[Place]:
+    def _fixed(self) -> Places:
         return self._places(None)
 
-    def _places(self, rows: Any) -> list[Place]:
-        """Size, strides and offset of each tensor in the line."""
-        found, offset = [], 0
-        for known in self.shapes.values():
-            shape = [rows if n is None else n for n in known]
-            found.append((shape, [prod(shape[i + 1 :]) for i in range(len(shape))], offset))
-            offset += prod(shape)
-        return found
+    def _places(self, rows: Any) -> Places:
+        """Sizes, strides and offsets of the tensors in the line."""
+        shapes = [[rows if n is None else n for n in known] for known in self.shapes.values()]
+        strides = [[prod(shape[i + 1 :]) for i in range(len(shape))] for shape in shapes]
+        offsets = [*accumulate(map(prod, shapes), initial=0)]
+        return shapes, strides, offsets[:-1]
 
 
 def _known(size: Any, rows: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -36,16 +37,19 @@ class Reverse(ABC):
     def run(self, *cotangents: Tensor | None) -> Gradients:
         """The gradients, from cotangents of the tape's outputs."""
         trace, reads = self.tape.trace, Reads.of(self.tape.plan, cotangents[ESTIMATES:])
-        count, steps, inner = len(trace.z0), len(trace.nodes), self._inner(reads, cotangents[:ESTIMATES])
+        steps, inner, node_of = len(trace.nodes), self._inner(reads, cotangents[:ESTIMATES]), self.tape.node
         ends: Gradients = [reads.states.get(steps)]
-        for n in reversed(range(steps)):
-            node = self.tape.node(n)
-            if node.rows is None:
-                ends = self._step(n, node, ends, inner.get(n, NOTHING), reads)
-            else:
+        read = {*reads.k0, *reads.k1, *reads.ends, *reads.states, *inner}
+        for n in range(steps - 1, -1, -1):
+            node = node_of(n)
+            if node.rows is not None:
                 after = [replay.taken(x, node.rows) for x in ends]
                 before = self._step(n, node, after, inner.get(n, NOTHING), reads)
-                ends = replay.put_all(ends, node.rows, before, count)
+                ends = replay.put_all(ends, node.rows, before, len(trace.z0))
+            elif n in read:
+                ends = self._step(n, node, ends, inner.get(n, NOTHING), reads)
+            else:
+                ends = self._pull(n, node, ends, NOTHING, None)
         z = replay.plus(ends[0], reads.start)
         edges, *rest = self._close()
         self.tape.backward_nfe[0] += self.system.calls
@@ -162,9 +166,9 @@ class CompiledReverse(Reverse):
         if self.leg is None or self.leg.segment != node.segment or self.rows is not node.rows:
             self._leave()
             self.rows = node.rows
-            with torch.enable_grad():
+            with torch.enable_grad() if self.driven else nullcontext():
                 self.leg = self.tape.leg(self.system, node)
-            self.own = [x for x in self.leg.conditions() if x.requires_grad] if self.conditions else []
+            self.own = [x for x in self.leg.conditions() if x.requires_grad] if self.driven else []
             zeros = self.engine.zeros(self.leg)
             self.totals = [*(self.totals[: self.count] or zeros[: self.count]), *zeros[self.count :]]
         return self.leg
@@ -172,20 +176,19 @@ class CompiledReverse(Reverse):
     def _pull(
         self, n: int, node: Node, ends: Gradients, inner: Sequence[Tensor | None], k0: Tensor | None
     ) -> Gradients:
-        engine, trace = self.engine, self.tape.trace
-        kept, trace.kept[n] = trace.kept[n], None  # let go; another backward pass takes the step again
-        leg = self.leg
+        engine, every, leg = self.engine, self.tape.trace.kept, self.leg
+        kept, every[n] = every[n], None  # let go; another backward pass takes the step again
         if leg is None or kept is None or node.fresh or self.driven:  # else all that a product reads of it was kept
             leg = self._at(node)
-        if kept is None:
-            kept = engine.take(leg, *leg.moment(node.theta, node.dtheta), node.z, node.carry, node.noise)
+            if kept is None:
+                kept = engine.take(leg, *leg.moment(node.theta, node.dtheta), node.z, node.carry, node.noise)
         before, self.totals = engine.pull(leg, kept, ends, inner, self.totals)
-        if node.fresh and len(before) > 1:
-            z, *carry = before
-            carry[0] = carry[0] if k0 is None else carry[0] + k0
-            more, self.totals = engine.pull_begin(leg, kept.inputs[0], node.z, carry, self.totals)
-            before = [z + more]
-        return before
+        if not node.fresh or len(before) == 1:
+            return before
+        if k0 is not None:
+            before[1] = before[1] + k0
+        z, self.totals = engine.pull_begin(leg, kept.inputs[0], node.z, before, self.totals)
+        return [z]
 
     def _leave(self) -> None:
         """Carry the totals of a segment's leaves over to the conditions they were made from."""

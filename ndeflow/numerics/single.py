@@ -97,9 +97,9 @@ class Alone:
         kept = self.kept or engine.take(leg, self.t, self.h, self.z, self.carry, self.noise)
         inner = list[Tensor | None](NOTHING)
         inner[RATIO_NORM], inner[STIFFNESS_NORM] = cotangents
-        (_, *carry), totals = engine.pull(leg, kept, [None], inner, engine.zeros(leg))
-        if carry:
-            _, totals = engine.pull_begin(leg, self.t, self.z, carry, totals)
+        ends, totals = engine.pull(leg, kept, [None], inner, engine.zeros(leg))
+        if len(ends) > 1:
+            _, totals = engine.pull_begin(leg, self.t, self.z, ends, totals)
         own = iter(totals[engine.entry.line.count :])
         leaves = [next(own) if x.requires_grad else None for x in leg.conditions()]
         return [*leaves, *engine.gradients(totals)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from math import isfinite
 from typing import Any
 
@@ -114,9 +115,9 @@ def _check_times(ts: Tensor, y0: Tensor) -> None:
     if ts.dim() not in (1, 2) or ts.shape[-1] == 0 or (ts.dim() == 2 and len(ts) != len(y0)):
         raise ValueError(f"expected ts of shape (T,) or ({len(y0)}, T) with T >= 1, got {tuple(ts.shape)}")
     rows = ts.tolist() if ts.dim() == 2 else [ts.tolist()]
-    if not all([all(map(isfinite, row)) for row in rows]):
+    if not all(map(isfinite, chain.from_iterable(rows))):
         raise ValueError("expected finite ts, got NaN or infinity; fill padding with each row's last time")
-    if not (all([row == sorted(row) for row in rows]) or all([row == sorted(row, reverse=True) for row in rows])):
+    if rows != [*map(sorted, rows)] and rows != [sorted(row, reverse=True) for row in rows]:
         raise ValueError("expected ts that increase in every row, or decrease in every row, got neither; sort them")
 
 

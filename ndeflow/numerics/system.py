@@ -120,17 +120,18 @@ class System(ABC):
 
         Both numbers, or (B,), of each row.
         """
+        start, numbers = self.start, self.segments.numbers
         if isinstance(theta, Tensor):
             theta, dtheta = self.column(theta), self.column(dtheta)
-            return torch.addcmul(self.start, self.length, theta), self.length * dtheta
-        if self.segments.numbers is None:
-            return self.start if theta == 0 else self.start.add(self.length, alpha=theta), self.length * dtheta
-        start, end = self.segments.numbers[self.segment : self.segment + 2]
-        h = torch.scalar_tensor((end - start) * dtheta, dtype=self.start.dtype, device=self.start.device)
+            return torch.addcmul(start, self.length, theta), self.length * dtheta
+        if numbers is None:
+            return start if theta == 0 else start.add(self.length, alpha=theta), self.length * dtheta
+        low, kind, device = numbers[self.segment], start.dtype, start.device
+        length = numbers[self.segment + 1] - low
+        h = torch.scalar_tensor(length * dtheta, dtype=kind, device=device)
         if theta == 0:
-            return self.start, h
-        t = start + theta * (end - start)
-        return torch.scalar_tensor(t, dtype=self.start.dtype, device=self.start.device), h
+            return start, h
+        return torch.scalar_tensor(low + theta * length, dtype=kind, device=device), h
 
     def mean_length(self) -> float:
         """The mean length of the moving rows' segment."""
@@ -220,8 +221,8 @@ class InitialValue(System):
 
     def at(self, segment: int) -> Self:
         leg = self.copied() if self.segments.pieces is None else self.on_piece(self.segments.pieces[segment])
-        leg.segment, leg.engine = segment, None
-        leg.start, leg.length = map(self.column, self.segments.bounds(segment))
+        start, length = self.segments.bounds(segment)
+        leg.segment, leg.engine, leg.start, leg.length = segment, None, self.column(start), self.column(length)
         return leg
 
     def of(self, rows: Tensor) -> Self:
@@ -335,7 +336,7 @@ class InitialValue(System):
         return _column(t.flatten(), 1 + len(self.shape)) if self.columns and t.dim() else t
 
     def column(self, x: Tensor) -> Tensor:
-        return _column(x, 2 if self.columns else 1 + len(self.shape))
+        return _column(x, 2 if self.columns else 1 + len(self.shape)) if x.dim() else x
 
     def _check(self, dy: Any, rates: list[Any]) -> None:
         y0, kinds = self.problem.y0, [type(x).__name__ for x in (dy, *rates)]
@@ -362,5 +363,5 @@ class InitialValue(System):
 
 
 def _column(x: Tensor, dims: int) -> Tensor:
-    """A 0-dim tensor as it is, (B,) as (B, 1, ..., 1)."""
-    return x.view(-1, *[1] * (dims - 1)) if x.dim() else x
+    """(B,) as (B, 1, ..., 1)."""
+    return x.view(-1, *[1] * (dims - 1))

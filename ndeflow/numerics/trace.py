@@ -119,7 +119,7 @@ class Trace:
         return Unread([step.estimates for step in self.steps])
 
     def room(self) -> Estimates:
-        """Tensors for `estimates`, of steps that autograd does not record; yet to be filled where rows step together."""
+        """For `estimates` of steps that autograd did not record; where rows step together yet to be `filled`."""
         if self.apart or not self.steps:
             return self.estimates()
         count = len(self.steps)
@@ -258,7 +258,7 @@ def _of_solved(estimates: Estimates, failures: Failures) -> Callable[[], Estimat
 
 def _mesh(system: InitialValue, trace: Trace) -> Mesh:
     segments, failures = system.segments, trace.failures
-    edges = segments.edges.detach()
+    edges = segments.edges if segments.numbers is not None else segments.edges.detach()
     if trace.apart:
         return RowMesh(edges, trace.z0.detach(), trace.tries)
     mesh = SharedMesh(edges, system.rows, trace.places, trace.rejections, segments.numbers)

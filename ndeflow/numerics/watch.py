@@ -3,68 +3,87 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, repeat
 from operator import attrgetter, is_, itemgetter
-from typing import Any, NamedTuple, final
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self, final
 
 from torch import Tensor, nn
 
 from ndeflow.numerics.fingerprint import CODE, INTERNAL, SCALARS, Attribute, Survey, classes, hooks, picture, survey
 
-Compared = Callable[[Any, Any], bool]
-
 _GONE = object()
+_NONES = repeat(_GONE)
 _EVERY = set(dir(nn.Module)) - {"forward"}  # what all modules have
 _KIND = attrgetter("requires_grad", "dtype", "device", "shape")
 _STRUCTURE = itemgetter(
-    *("_parameters", "_buffers", "_modules"),
+    *("_parameters", "_buffers"),
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
 )
+
+
+class Seen(NamedTuple):
+    """What was found in dictionaries, each under its name.
+
+    values: compared by what they are. pictures: of those that may change within, by their places.
+    """
+
+    names: list[str]
+    values: list[Any]
+    pictures: dict[int, Any]
+
+    @classmethod
+    def of(cls, found: Sequence[tuple[Mapping[str, Any], str]]) -> Self:
+        values = [kind.get(name, _GONE) for kind, name in found]
+        plain = [x is _GONE or isinstance(x, (*SCALARS, *CODE)) for x in values]
+        pictures = {i: picture(x) for i, (x, same) in enumerate(zip(values, plain, strict=True)) if not same}
+        names = [name for _, name in found]
+        return cls(names, [None if i in pictures else x for i, x in enumerate(values)], pictures)
+
+    def still(self, get: Callable[..., Any], *where: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether they are; get: gives what is under a name, or another value, of each of `where` if that is given."""
+        if not self.pictures:
+            return all(map(is_, map(get, *where, self.names, _NONES), self.values))
+        found = [*map(get, *where, self.names, _NONES)]
+        pictures = {i: picture(found[i]) for i in self.pictures}
+        return pictures == self.pictures and all(
+            [i in pictures or now is before for i, (now, before) in enumerate(zip(found, self.values, strict=True))]
+        )
 
 
 class Part(NamedTuple):
     """What a module was, without hooks; it is known again by its dictionary of parameters, so that none is kept alive.
 
-    names, tensors: of its parameters and of its buffers. parts: names of its parts. missing: attributes that were read
-    and are not its own. own: the others, what they were and how that is compared. above: the missing ones in each class
-    that its user wrote, by the dictionary of that.
+    structure: its dictionaries of parameters, buffers and hooks; `Watch` looks into them. parts: names of its parts.
+    missing: attributes that were read and are not its own. own: the others.
     """
 
     kind: type[nn.Module]
-    parameters: dict[str, Any]
-    buffers: dict[str, Any]
-    names: tuple[list[str], list[str]]
-    tensors: tuple[list[Any], list[Any]]
+    structure: tuple[dict[Any, Any], ...]
     parts: list[str]
     missing: set[str]
-    own: list[tuple[str, Any, Compared]]
-    above: Sequence[tuple[Mapping[str, Any], str, Any, Compared]]
+    own: Seen
 
     @classmethod
-    def of(cls, module: nn.Module, read: Sequence[str]) -> Part:
-        parameters, buffers, parts, *_ = _STRUCTURE(module.__dict__)
-        names, tensors = ([*parameters], [*buffers]), ([*parameters.values()], [*buffers.values()])
-        missing = set(read) - module.__dict__.keys()
-        own = [(name, *_seen(module.__dict__[name])) for name in read if name not in missing]
+    def of(cls, module: nn.Module, read: Sequence[str]) -> Self:
+        own = module.__dict__
+        seen = Seen.of([(own, name) for name in read if name in own])
+        return cls(type(module), _STRUCTURE(own), [*module._modules], set(read) - own.keys(), seen)
+
+    def above(self, module: nn.Module) -> list[tuple[Mapping[str, Any], str]]:
+        """Where its classes have, or may have, what is missing: in each that its user wrote."""
         kinds = [vars(kind) for kind in classes(module)]
-        asked = [(kind, name) for kind in kinds for name in sorted(missing) if name in kind or name not in _EVERY]
-        above = [(kind, name, *_seen(kind.get(name, _GONE))) for kind, name in asked]
-        return cls(type(module), parameters, buffers, names, tensors, [*parts], missing, own, above)
+        return [(kind, name) for kind in kinds for name in sorted(self.missing) if name in kind or name not in _EVERY]
 
     def same(self, module: nn.Module) -> bool:
-        """Whether a module is still that, without hooks."""
+        """Whether a module is still that, but for what is in its structure."""
         own = module.__dict__
-        parameters, buffers, parts, after, before, back, backs = _STRUCTURE(own)
-        return (  # most parts have few of these: what is empty is not looked into
+        return (
             type(module) is self.kind
-            and parameters is self.parameters
-            and buffers is self.buffers
-            and not (after or before or back or backs)
-            and not ((parts or self.parts) and [*parts] != self.parts)
-            and not ((parameters or self.names[0]) and not _holds(parameters, self.names[0], self.tensors[0]))
-            and not ((buffers or self.names[1]) and not _holds(buffers, self.names[1], self.tensors[1]))
-            and (not self.missing or own.keys().isdisjoint(self.missing))
-            and (not self.own or all([same(own.get(name, _GONE), seen) for name, seen, same in self.own]))
-            and (not self.above or all([same(kind.get(name, _GONE), seen) for kind, name, seen, same in self.above]))
+            and all(map(is_, _STRUCTURE(own), self.structure))
+            and [*own["_modules"]] == self.parts
+            and own.keys().isdisjoint(self.missing)
+            and (not self.own.names or self.own.still(own.get))
         )
 
 
@@ -89,14 +108,20 @@ class Watch:
         for me, name in sorted(among):
             if name not in INTERNAL:
                 read.setdefault(me, []).append(name)
-        stack = list(modules)[::-1]
+        stack, above = list(modules)[::-1], list[tuple[Mapping[str, Any], str]]()
         while stack:
-            part = stack.pop()
-            if hooks(part):  # it is none that would be known again
+            module = stack.pop()
+            if hooks(module):  # it is none that would be known again
                 self._parts.clear()
                 return
-            self._parts.append(Part.of(part, read.get(id(part), [])))
-            stack += [x for x in reversed(part._modules.values()) if x is not None]
+            part = Part.of(module, read.get(id(module), []))
+            self._parts.append(part)
+            above += part.above(module)
+            stack += [x for x in reversed(module._modules.values()) if x is not None]
+        self._inside = [x for part in self._parts for x in part.structure]
+        self._names = [*chain.from_iterable(self._inside)]
+        self._tensors = [*chain.from_iterable(x.values() for x in self._inside)]
+        self._classes, self._above = [kind for kind, _ in above], Seen.of(above)
 
     def _holds(self, modules: Sequence[nn.Module], among: int) -> bool:
         stack = [*reversed(modules)]
@@ -105,23 +130,14 @@ class Watch:
                 return False
             if known.parts:
                 stack += [x for x in reversed(part._modules.values()) if x is not None]
-        return among == self._among and not stack and _kinds(self._survey.tensors) == self._kinds
-
-
-def _seen(value: Any) -> tuple[Any, Compared]:
-    """What an attribute was, and how it is compared: by itself, or by a picture where it may change within."""
-    if value is _GONE or isinstance(value, (*SCALARS, *CODE)):
-        return value, is_
-    return picture(value), _pictured
-
-
-def _pictured(value: Any, seen: Any) -> bool:
-    return picture(value) == seen
-
-
-def _holds(found: dict[str, Any], names: list[str], tensors: list[Any]) -> bool:
-    """Whether a dictionary is of these names and the very same tensors."""
-    return [*found] == names and all(map(is_, found.values(), tensors))
+        return (
+            among == self._among
+            and not stack
+            and [*chain.from_iterable(self._inside)] == self._names
+            and all(map(is_, chain.from_iterable(map(dict.values, self._inside)), self._tensors))
+            and self._above.still(MappingProxyType.get, self._classes)
+            and _kinds(self._survey.tensors) == self._kinds
+        )
 
 
 def _kinds(tensors: Sequence[Tensor]) -> list[Any]:
