@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,17 +22,6 @@ ESTIMATES = 4  # of a step: ratio and its norm, stiffness and its norm
 
 Estimates = Sequence[Tensor | None]
 """Of the steps of a solve, each as in `ESTIMATES`; None where a method has none."""
-
-
-@final
-@dataclass(frozen=True)
-class Known:
-    """Gives estimates that were made."""
-
-    estimates: Estimates
-
-    def __call__(self) -> Estimates:
-        return self.estimates
 
 
 class SolveError(RuntimeError):
@@ -71,7 +60,7 @@ class Stats:
     computed, rejected steps and starting heuristic included; accepted those steps of a failed row that it took before.
     status: 0 solved; failed, where the solver masks failures:
     1 state, integral or rate non-finite, 2 step size underflowed, 3 more than `max_steps` attempts.
-    estimates: gives, when first read, error, its norms, stiffness and its norms.
+    estimates: error, its norms, stiffness and its norms, each of which may be made when it is first read.
     mesh: where the solve stepped; it gives, when first read, `times` and `steps` (B, N), starts and sizes of the
     accepted steps, float64, never on the autograd graph, and `attempts`, the rejected steps among the accepted ones.
     error: (B, N), each row's tolerance-scaled RMS local error: sqrt(mean((e / (atol + rtol max(|y0|, |y1|)))^2)).
@@ -88,22 +77,22 @@ class Stats:
 
     counts: Counts
     mesh: Mesh
-    estimates: Callable[[], Estimates] = Known((None,) * ESTIMATES)
+    estimates: Estimates = (None,) * ESTIMATES
     starts: Tensor | None = None
     trail: Trail | None = None
     backward_nfe: list[int] | None = None
 
     @property
     def error(self) -> Tensor | None:
-        return self._estimates[0]
+        return self.estimates[0]
 
     @property
     def stiffness(self) -> Tensor | None:
-        return self._estimates[2]
+        return self.estimates[2]
 
     @property
     def norms(self) -> tuple[Tensor | None, Tensor | None]:
-        return self._estimates[1], self._estimates[3]
+        return self.estimates[1], self.estimates[3]
 
     @cached_property
     def nfe(self) -> Tensor:
@@ -141,10 +130,6 @@ class Stats:
     @cached_property
     def attempts(self) -> Attempts:
         return self.mesh.attempts(self.error)
-
-    @cached_property
-    def _estimates(self) -> Estimates:
-        return self.estimates()
 
     @cached_property
     def _accepted(self) -> tuple[Tensor, Tensor]:

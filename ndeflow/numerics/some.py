@@ -11,7 +11,7 @@ from torch import Tensor
 from ndeflow.contracts import Problem
 from ndeflow.numerics.field import leaves, replace_leaves
 from ndeflow.numerics.mesh import Attempts, Mesh
-from ndeflow.numerics.solution import Counts, Known, Solution, Stats
+from ndeflow.numerics.solution import Counts, Solution, Stats
 
 
 def held(solution: Solution) -> Solution:
@@ -46,7 +46,7 @@ def some(solution: Solution, rows: Tensor) -> Solution:
                 len(rows), rows.device, *(x[rows] for x in (stats.nfe, stats.accepted, stats.rejected, stats.status))
             ),
             mesh=SomeRows(stats.mesh, rows),
-            estimates=Known((_of(stats.error, rows), None, _of(stats.stiffness, rows), None)),
+            estimates=(_of(stats.error, rows), None, _of(stats.stiffness, rows), None),
             starts=_of(stats.states, rows),
             backward_nfe=stats.backward_nfe,
         ),

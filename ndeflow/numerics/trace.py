@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, final
@@ -15,7 +15,7 @@ from ndeflow.numerics.mesh import BrokenMesh, Mesh, Place, Rejection, SharedMesh
 from ndeflow.numerics.numbered import numbered_plan
 from ndeflow.numerics.reading import Plan, shared_plan
 from ndeflow.numerics.rowwise import Failures, RowMesh, Table, Try, owners, row_plan
-from ndeflow.numerics.solution import ESTIMATES, Counts, Estimates, Known, Solution, Solver, Stats, Step
+from ndeflow.numerics.solution import ESTIMATES, Counts, Estimates, Solution, Solver, Stats, Step
 from ndeflow.numerics.system import InitialValue
 
 
@@ -104,18 +104,19 @@ class Trace:
         None where the method has none.
         """
         if self.steps:
-            return [self.by_row(kind) if kind else None for kind in _kinds([step.estimates for step in self.steps])]
+            kinds: Any = zip(*[step.estimates for step in self.steps], strict=True)
+            return [None if kind[0] is None else self.by_row(kind) for kind in kinds]
         nothing = self.z0.new_zeros(len(self.z0), 0, dtype=self.z0.dtype.to_real())
         norm = None if self.apart else nothing.sum(dim=0)
         return [x if there else None for there in self.estimated for x in (nothing, norm)]
 
-    def estimates_later(self) -> Callable[[], Estimates]:
-        """What gives `estimates`, stacked when it is called; no state is kept for that.
+    def estimates_later(self) -> Estimates:
+        """As `estimates`, each stacked when it is first read; no state is kept for that.
 
-        Where gradients are recorded they are stacked now: who calls might not record them.
+        Where gradients are recorded they are stacked now: who reads might not record them.
         """
         if self.apart or not self.steps or torch.is_grad_enabled():
-            return Known(self.estimates())
+            return self.estimates()
         return Unread([step.estimates for step in self.steps])
 
     def room(self) -> Estimates:
@@ -125,16 +126,16 @@ class Trace:
         count = len(self.steps)
         return [None if x is None else x.new_empty(*x.shape, count) for x in self.steps[0].estimates]
 
-    def filled(self, room: Estimates) -> Callable[[], Estimates]:
-        """As `estimates_later`, in tensors made of `room`, which are written to when they are first asked for."""
+    def filled(self, room: Estimates) -> Estimates:
+        """As `estimates_later`, in tensors made of `room`."""
         if self.apart or not self.steps:
-            return Known(room)
+            return room
         return Unread([step.estimates for step in self.steps], room)
 
-    def by_row(self, values: list[Tensor]) -> Tensor:
+    def by_row(self, values: Sequence[Tensor]) -> Tensor:
         """One tensor a step, each over the rows of its step, as (B, N, ...); numbers as (N,)."""
         if self.apart:
-            return self.table.spread(torch.cat(values))
+            return self.table.spread(torch.cat(tuple(values)))
         return _stacked(values)
 
     @cached_property
@@ -183,28 +184,29 @@ class Trace:
 
 
 @final
-@dataclass(frozen=True)
-class Unread:
-    """Gives the estimates of steps that autograd did not record, in `room`; None there: in tensors of their own."""
+class Unread(Sequence[Tensor | None]):
+    """The estimates of steps that autograd did not record, each stacked when it is first read.
 
-    steps: list[list[Tensor | None]]
-    room: Estimates = (None,) * ESTIMATES
+    room: the tensors to write them to; None: new ones.
+    """
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def __call__(self) -> Estimates:
-        kinds = zip(_kinds(self.steps), self.room, strict=True)
-        return [_stacked(kind, place) if kind else None for kind, place in kinds]
+    def __init__(self, steps: list[list[Tensor | None]], room: Estimates = (None,) * ESTIMATES) -> None:
+        self._steps, self._room, self._read = steps, room, dict[int, Tensor | None]()
+
+    def __len__(self) -> int:
+        return len(self._room)
+
+    def __getitem__(self, place: Any) -> Any:
+        if place not in self._read:
+            values = [step[place] for step in self._steps]
+            with torch.inference_mode(False), torch.no_grad():
+                self._read[place] = None if values[0] is None else _stacked(values, self._room[place])
+        return self._read[place]
 
 
-def _kinds(steps: Sequence[Sequence[Tensor | None]]) -> list[list[Tensor]]:
-    """What each step estimates, by its kind; empty where there is no such."""
-    return [[x for x in kind if x is not None] for kind in zip(*steps, strict=True)]
-
-
-def _stacked(values: list[Tensor], place: Tensor | None = None) -> Tensor:
+def _stacked(values: Sequence[Tensor], place: Tensor | None = None) -> Tensor:
     """One tensor a step, (B, ...) or a number, as (B, N, ...) or (N,); written to `place` where that is given."""
-    return torch.stack(values, dim=min(values[0].dim(), 1), out=place)
+    return torch.stack(tuple(values), dim=min(values[0].dim(), 1), out=place)
 
 
 def plan(system: InitialValue, trace: Trace) -> Plan:
@@ -230,12 +232,12 @@ def finish(solver: Solver, system: InitialValue, packed: Tensor, stats: Stats) -
 @torch.no_grad()
 def partial(solver: Solver, system: InitialValue, trace: Trace) -> Solution:
     """What there is of a march that failed: its cost and mesh, and of the states the first."""
-    stats = statistics(system, trace, Known(trace.estimates()))
+    stats = statistics(system, trace, trace.estimates())
     return finish(solver, system, trace.z0.detach().unsqueeze(1), stats)
 
 
-def statistics(system: InitialValue, trace: Trace, estimates: Callable[[], Estimates]) -> Stats:
-    """The cost of a march, and its mesh; estimates: gives them as the trace does."""
+def statistics(system: InitialValue, trace: Trace, estimates: Estimates) -> Stats:
+    """The cost of a march, and its mesh; estimates: as the trace gives them."""
     rows, failures = system.rows, trace.failures
     accepted, rejected = trace.counts
     status = 0 if failures is None else failures.status
@@ -243,17 +245,17 @@ def statistics(system: InitialValue, trace: Trace, estimates: Callable[[], Estim
     return Stats(
         Counts(rows, system.problem.y0.device, trace.nfe, accepted, rejected, status),
         mesh=_mesh(system, trace),
-        estimates=estimates if failures is None else _of_solved(estimates(), failures),
+        estimates=estimates if failures is None else _of_solved(estimates, failures),
         starts=_states(system, trace) if system.problem.keep_mesh and not together else None,
         trail=_trail(system, trace) if system.problem.keep_mesh and together else None,
         backward_nfe=[0],
     )
 
 
-def _of_solved(estimates: Estimates, failures: Failures) -> Callable[[], Estimates]:
-    """Gives estimates, of rows that failed off the graph."""
+def _of_solved(estimates: Estimates, failures: Failures) -> Estimates:
+    """Estimates, of rows that failed off the graph."""
     failed = failures.failed.unsqueeze(1)
-    return Known([x if x is None or x.dim() < 2 else torch.where(failed, x.detach(), x) for x in estimates])
+    return [x if x is None or x.dim() < 2 else torch.where(failed, x.detach(), x) for x in estimates]
 
 
 def _mesh(system: InitialValue, trace: Trace) -> Mesh:

@@ -14,7 +14,7 @@ from ndeflow.numerics.derivatives import Integrand
 from ndeflow.numerics.explicit import RungeKutta
 from ndeflow.numerics.paths import ControlPath, Hermite
 from ndeflow.numerics.reversible import Reversible
-from ndeflow.numerics.solution import NON_FINITE, TOO_MANY, UNDERFLOW, Known, Solution, SolveError, Stats
+from ndeflow.numerics.solution import NON_FINITE, TOO_MANY, UNDERFLOW, Solution, SolveError, Stats
 from ndeflow.numerics.solve import solve
 from tests.problems import FORCED, PROBLEMS, Conditions, Driven, Mixed, Net, apart, start
 
@@ -305,7 +305,7 @@ def together_less(solution: Solution, kept: list[int]) -> Solution:
     """Every row, with what the failed ones did not reach read as 0."""
     ys, integrals, stats = solution.ys, solution.integrals, solution.stats
     count = int(stats.accepted[kept].max())
-    estimates = Known((stats.error[kept, :count], None, stats.stiffness[kept, :count], None))
+    estimates = stats.error[kept, :count], None, stats.stiffness[kept, :count], None
     stats = Stats(stats.counts, stats.mesh, estimates)
     return Solution(solution.ts, ys[kept], stats, integrals[kept], solution.problem, solution.solver)
 
