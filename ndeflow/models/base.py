@@ -36,7 +36,7 @@ class Preparation:
             probes.append((_probes(before), _probes(problem)))
             integrals.append((len(before.integrands), len(problem.integrands)))
         solution = adjoint(solver, problem)
-        own_dq = solution.integrals.shape[-1] - len(problem.integrands)
+        own_dq = solution.width - len(problem.integrands)
         saved = problem.ts.shape[-1]
         for name, (p0, p1), (q0, q1) in zip(self.regularizers, probes, integrals, strict=True):
             mine = Solved(solution, range(saved + p0, saved + p1), range(own_dq + q0, own_dq + q1))
@@ -146,7 +146,7 @@ def _asked_for(solution: Solution, problem: Problem) -> Solution:
     added = len(solution.problem.integrands) - len(problem.integrands)
     if times == solution.ys.shape[1] and not added:
         return solution
-    columns = solution.integrals.shape[-1] - added
+    columns = solution.width - added
     return replace(
         solution,
         ts=solution.ts[..., :times],

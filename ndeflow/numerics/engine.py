@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from itertools import zip_longest
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -42,10 +43,10 @@ def _said(head: tuple[int, ...]) -> str:
     return "gradient of the states inside steps" if head == (MID,) else "gradient of the estimates"
 
 
-def _head(heads: Heads, inner: Sequence[Tensor | None]) -> int:
-    """The number of the first product that starts from all cotangents inside a step that there are."""
-    asked = {place for place, c in enumerate(inner) if c is not None}
-    return next(n for n, places in enumerate(heads) if asked.issubset(places)) if asked else 0
+@cache
+def _head(heads: Heads, asked: tuple[int, ...]) -> int:
+    """The number of the first product that starts from all these places inside a step."""
+    return next(n for n, places in enumerate(heads) if set(asked).issubset(places))
 
 
 def _laid(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -193,7 +194,7 @@ class Engine(Stepper):
         their part added.
         """
         heads = self.form.heads(leg.dense)
-        head = 0 if inner is NOTHING else _head(heads, inner)
+        head = 0 if inner is NOTHING else _head(heads, tuple([i for i, c in enumerate(inner) if c is not None]))
         late = self._late(kept.inputs[self._states], ends, inner, heads[head], heads[-1])
         if kept.halves is None:
             found = self._functions(leg).step_product(head, *kept.inputs, *late, *totals)

@@ -51,7 +51,7 @@ def norms(solution: Solution, number: int, fraction: float = 0.0, noise: Tensor 
     if fraction or noise is not None:
         one.take()
     else:
-        error, stiffness = (x if x is None else x.detach()[number] for x in stats.norms)
+        error, stiffness = (x if x is None else x.detach()[number] for x in (stats.error_norms, stats.stiffness_norms))
         one.found, one.carry, one.kept = (error, stiffness), node.carry, stats.trail.kept[number]
     return Taken.apply(one, *leg.conditions(), *stepper.parameters)
 

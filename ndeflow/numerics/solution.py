@@ -66,7 +66,7 @@ class Stats:
     error: (B, N), each row's tolerance-scaled RMS local error: sqrt(mean((e / (atol + rtol max(|y0|, |y1|)))^2)).
     stiffness: (B, N), |k_s - k_{s-1}| / |g_s - g_{s-1}| (Hairer & Wanner II, p. 22), in 1 / time; of an SDE see
     `AdaptiveStochastic`.
-    norms: Euclidean norms over the rows, (N,) each, of error and of stiffness, where rows step together.
+    error_norms, stiffness_norms: their Euclidean norms over the rows, (N,) each, where rows step together.
     All these are on the graph under adjoints with `differentiable_stats`, if they depend on what needs gradients; None
     where a method has none. Their second derivatives are not a number where rows share steps and one of them stands
     still.
@@ -91,8 +91,12 @@ class Stats:
         return self.estimates[2]
 
     @property
-    def norms(self) -> tuple[Tensor | None, Tensor | None]:
-        return self.estimates[1], self.estimates[3]
+    def error_norms(self) -> Tensor | None:
+        return self.estimates[1]
+
+    @property
+    def stiffness_norms(self) -> Tensor | None:
+        return self.estimates[3]
 
     @cached_property
     def nfe(self) -> Tensor:
@@ -154,6 +158,11 @@ class Solution:
     def integrals(self) -> Tensor:
         """(B, T, K), one column an integrand (a field's own dq first); K may be 0."""
         return self.ys.new_zeros(*self.ys.shape[:2], 0) if self.columns is None else self.columns
+
+    @property
+    def width(self) -> int:
+        """K, the number of integrals."""
+        return 0 if self.columns is None else self.columns.shape[-1]
 
 
 class Step(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, final
@@ -198,15 +199,16 @@ class Unread(Sequence[Tensor | None]):
 
     def __getitem__(self, place: Any) -> Any:
         if place not in self._read:
-            values = [step[place] for step in self._steps]
-            with torch.inference_mode(False), torch.no_grad():
+            values: Any = [step[place] for step in self._steps]
+            with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
                 self._read[place] = None if values[0] is None else _stacked(values, self._room[place])
         return self._read[place]
 
 
-def _stacked(values: Sequence[Tensor], place: Tensor | None = None) -> Tensor:
-    """One tensor a step, (B, ...) or a number, as (B, N, ...) or (N,); written to `place` where that is given."""
-    return torch.stack(tuple(values), dim=min(values[0].dim(), 1), out=place)
+def _stacked(values: Sequence[Tensor], room: Tensor | None = None) -> Tensor:
+    """One tensor a step, (B, ...) or a number, as (B, N, ...) or (N,); room: where to, which may be on a graph."""
+    found = torch.stack(tuple(values), dim=min(values[0].dim(), 1), out=None if room is None else room.detach())
+    return found if room is None else room
 
 
 def plan(system: InitialValue, trace: Trace) -> Plan:

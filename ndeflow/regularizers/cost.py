@@ -48,11 +48,15 @@ class StepCost(SolvePenalty):
             estimate = self.estimate.of(stats.error, stats.stiffness)
             sizes, counts = stats.steps.abs().to(estimate), stats.accepted.clamp(min=1)
             return self._rows(estimate * factor(sizes, solution.solver), counts).mean()
-        norms, sizes = self.estimate.of(*stats.norms), mesh.sizes()
+        norms, sizes = self.estimate.norms(stats), mesh.sizes()
         count = max(len(sizes), 1) if self.aggregate == "mean" else 1
         scale = 1 / (count * stats.counts.rows**0.5)
-        factors = norms.new_tensor([scale * factor(size, solution.solver) for size in sizes])
-        return (norms * factors).amax() if self.aggregate == "max" and sizes else norms.dot(factors)
+        factors = [scale * factor(size, solution.solver) for size in sizes]
+        if self.aggregate == "max" and sizes:
+            terms = [norm * each for norm, each in zip(norms.detach().tolist(), factors, strict=True)]
+            largest = terms.index(max(terms))
+            factors = [each if n == largest else 0.0 for n, each in enumerate(factors)]
+        return norms.dot(norms.new_tensor(factors))
 
     def _rows(self, terms: Tensor, counts: Tensor) -> Tensor:
         """Of terms (B, N), `counts` of each row: (B,); 0 where there are none."""

@@ -8,6 +8,7 @@ from typing import Any, final
 from torch import Tensor
 
 from ndeflow.numerics.adaptive import Adaptive
+from ndeflow.numerics.solution import Stats
 
 
 class Estimate(ABC):
@@ -20,6 +21,10 @@ class Estimate(ABC):
     @abstractmethod
     def of(self, error: Tensor | None, stiffness: Tensor | None) -> Tensor:
         """This estimate, of the two."""
+
+    @abstractmethod
+    def norms(self, stats: Stats) -> Tensor:
+        """Its norms over the rows of a solve whose rows step together, (N,)."""
 
     @abstractmethod
     def factor(self, size: Any, solver: Any) -> Any:
@@ -41,6 +46,10 @@ class ErrorEstimate(Estimate):
         assert error is not None
         return error
 
+    def norms(self, stats: Stats) -> Tensor:
+        assert stats.error_norms is not None
+        return stats.error_norms
+
     def factor(self, size: Any, solver: Any) -> Any:
         return size
 
@@ -59,6 +68,10 @@ class StiffnessEstimate(Estimate):
     def of(self, error: Tensor | None, stiffness: Tensor | None) -> Tensor:
         assert stiffness is not None
         return stiffness
+
+    def norms(self, stats: Stats) -> Tensor:
+        assert stats.stiffness_norms is not None
+        return stats.stiffness_norms
 
     def factor(self, size: Any, solver: Any) -> Any:
         return 1 / solver.stability

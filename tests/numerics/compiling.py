@@ -22,8 +22,8 @@ LOSSES: list[tuple[Callable[[Solution], Any], float]] = [
     (lambda s: s.ys.sin().sum() + s.integrals.square().sum(), 1e-12),
     (lambda s: s.stats.error.square().sum(), 1e-10),
     (lambda s: s.ys.square().sum() + (0.0 if s.stats.stiffness is None else s.stats.stiffness.sum()), 1e-6),
-    (lambda s: total(s.stats.norms[:1]) + 0.0 * s.ys.sum(), 1e-8),
-    (lambda s: total(s.stats.norms) + s.ys.square().sum(), 1e-6),
+    (lambda s: total([s.stats.error_norms]) + 0.0 * s.ys.sum(), 1e-8),
+    (lambda s: total([s.stats.error_norms, s.stats.stiffness_norms]) + s.ys.square().sum(), 1e-6),
 ]
 
 

@@ -256,11 +256,11 @@ def test_each_product_starts_from_no_more_than_is_asked(caplog):
                 found += halves.rests
         return sorted(found)
 
-    assert used(lambda s: s.stats.norms[1].sum()) == [0, 3]
+    assert used(lambda s: s.stats.stiffness_norms.sum()) == [0, 3]
     assert used(lambda s: s.ys.sum()) == [0, 1, 3]
     assert "the gradient of the states inside steps" in caplog.text and "estimates" not in caplog.text
-    assert used(lambda s: s.stats.norms[0].sum()) == [0, 1, 2, 3]
-    assert used(lambda s: s.stats.error.sum() + s.stats.norms[1].sum()) == [0, 1, 2, 3, 4]
+    assert used(lambda s: s.stats.error_norms.sum()) == [0, 1, 2, 3]
+    assert used(lambda s: s.stats.error.sum() + s.stats.stiffness_norms.sum()) == [0, 1, 2, 3, 4]
 
 
 def test_the_mesh_is_kept():
