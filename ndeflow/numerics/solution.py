@@ -187,8 +187,13 @@ class Step(NamedTuple):
     @property
     def estimates(self) -> list[Tensor | None]:
         """Ratio, its norm, stiffness, its norm; None: there is none."""
-        ratio_norm, stiffness_norm = (*self.norms, None, None)[:2]
-        return [self.ratio, ratio_norm, self.stiffness, stiffness_norm]
+        return named_estimates(self.ratio, self.stiffness, self.norms)
+
+
+def named_estimates(ratio: Tensor | None, stiffness: Tensor | None, norms: Sequence[Tensor]) -> list[Tensor | None]:
+    """What a step estimates, each at its place."""
+    ratio_norm, stiffness_norm = (*norms, None, None)[:2]
+    return [ratio, ratio_norm, stiffness, stiffness_norm]
 
 
 class Solver(ABC):

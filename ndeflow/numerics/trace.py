@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, NamedTuple, final
 
 import torch
@@ -16,7 +17,7 @@ from ndeflow.numerics.mesh import BrokenMesh, Mesh, Place, Rejection, SharedMesh
 from ndeflow.numerics.numbered import numbered_plan
 from ndeflow.numerics.reading import Plan, shared_plan
 from ndeflow.numerics.rowwise import Failures, RowMesh, Table, Try, owners, row_plan
-from ndeflow.numerics.solution import ESTIMATES, Counts, Estimates, Solution, Solver, Stats, Step
+from ndeflow.numerics.solution import ESTIMATES, Counts, Estimates, Solution, Solver, Stats, Step, named_estimates
 from ndeflow.numerics.system import InitialValue
 
 
@@ -112,13 +113,13 @@ class Trace:
         return [x if there else None for there in self.estimated for x in (nothing, norm)]
 
     def estimates_later(self) -> Estimates:
-        """As `estimates`, each stacked when it is first read; no state is kept for that.
+        """As `estimates`, each stacked when it is first read.
 
         Where gradients are recorded they are stacked now: who reads might not record them.
         """
         if self.apart or not self.steps or torch.is_grad_enabled():
             return self.estimates()
-        return Unread([step.estimates for step in self.steps])
+        return Unread(self.steps)
 
     def room(self) -> Estimates:
         """For `estimates` of steps that autograd did not record; where rows step together yet to be `filled`."""
@@ -131,7 +132,7 @@ class Trace:
         """As `estimates_later`, in tensors made of `room`."""
         if self.apart or not self.steps:
             return room
-        return Unread([step.estimates for step in self.steps], room)
+        return Unread(self.steps, room)
 
     def by_row(self, values: Sequence[Tensor]) -> Tensor:
         """One tensor a step, each over the rows of its step, as (B, N, ...); numbers as (N,)."""
@@ -184,6 +185,9 @@ class Trace:
         ]
 
 
+_ESTIMATED = attrgetter("ratio", "stiffness", "norms")
+
+
 @final
 class Unread(Sequence[Tensor | None]):
     """The estimates of steps that autograd did not record, each stacked when it is first read.
@@ -191,15 +195,16 @@ class Unread(Sequence[Tensor | None]):
     room: the tensors to write them to; None: new ones.
     """
 
-    def __init__(self, steps: list[list[Tensor | None]], room: Estimates = (None,) * ESTIMATES) -> None:
-        self._steps, self._room, self._read = steps, room, dict[int, Tensor | None]()
+    def __init__(self, steps: Sequence[Step], room: Estimates = (None,) * ESTIMATES) -> None:
+        self._steps = [*map(_ESTIMATED, steps)]  # no state is kept
+        self._room, self._read = room, dict[int, Tensor | None]()
 
     def __len__(self) -> int:
         return len(self._room)
 
     def __getitem__(self, place: Any) -> Any:
         if place not in self._read:
-            values: Any = [step[place] for step in self._steps]
+            values: Any = [named_estimates(*step)[place] for step in self._steps]
             with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
                 self._read[place] = None if values[0] is None else _stacked(values, self._room[place])
         return self._read[place]
