@@ -194,7 +194,7 @@ def _prepare(engine: Engine, system: InitialValue, mine: Account, version: int, 
         entry.prepared |= passes
     except Refusal as refusal:
         entry.refusal = str(refusal)
-    mine.versions.settle(version, before, survey(engine.modules))
+    mine.versions.settle(version, before, survey(engine.modules, mine.versions.reads))
 
 
 @contextmanager

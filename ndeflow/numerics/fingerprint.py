@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property, partial
 from types import FunctionType, ModuleType
-from typing import Any, final
+from typing import Any, Self, final
+from weakref import ref
 
 import numpy
 import torch
 from torch import Tensor, nn
+
+from ndeflow.numerics.outside import Place, outside, value_at
 
 Attribute = tuple[int, str]
 Fingerprint = dict[Attribute, Any]
@@ -30,12 +33,14 @@ class Survey:
 
     structure: (identity of a part, name) -> its class and the hooks of its calls; of its parameters and buffers which
     of all they are, shape, strides, dtype, device and need of gradients. attributes: (identity of a part, attribute)
-    -> a picture of its value. Both stay the same when values of tensors change.
+    -> a picture of its value. These stay the same when values of tensors change. places: of variables that functions
+    among the attributes read, see `outside`; their pictures are among the attributes too.
     """
 
     tensors: list[Tensor]
     structure: Fingerprint
     attributes: Fingerprint
+    places: dict[Attribute, Place] = field(default_factory=dict)
 
     @cached_property
     def detached(self) -> list[Tensor]:
@@ -57,7 +62,7 @@ def survey(modules: Iterable[nn.Module], among: Container[Attribute] | None = No
     """What there is to know of modules and all their parts; among: of these attributes alone, None: of all."""
     parameters: dict[int, Tensor] = {}
     buffers: dict[int, Tensor] = {}
-    found, order = Survey([], {}, {}), dict[int, int]()
+    found, order, functions = Survey([], {}, {}), dict[int, int](), list[Any]()
     seen: set[int] = set()
     stack = list(modules)[::-1]
     while stack:
@@ -73,10 +78,13 @@ def survey(modules: Iterable[nn.Module], among: Container[Attribute] | None = No
                     kind[id(x)] = x
                     number = order.setdefault(id(x), len(order))
                     found.structure[me, name] = (number, x.requires_grad, x.dtype, x.device, x.shape, x.stride())
-        for name, value in (_inherited(part) | part.__dict__).items():
+        for name, value in (*_inherited(part), *part.__dict__.items()):
             if name not in INTERNAL and (among is None or (me, name) in among):
                 found.attributes[me, name] = picture(value)
+                functions.append(value)
         stack += [child for child in reversed(part._modules.values()) if child is not None]
+    found.places.update(outside(functions))
+    found.attributes.update({key: picture(value_at(place)) for key, place in found.places.items()})
     found.tensors.extend([*parameters.values(), *(x for i, x in buffers.items() if i not in parameters)])
     return found
 
@@ -87,9 +95,9 @@ def classes(module: nn.Module) -> list[type]:
     return [kind for kind in kinds[: kinds.index(nn.Module)] if not kind.__module__.startswith("torch.")]
 
 
-def _inherited(module: nn.Module) -> dict[str, Any]:
-    """Attributes that a module has from its classes, methods among them."""
-    return {name: value for kind in reversed(classes(module)) for name, value in vars(kind).items()}
+def _inherited(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Attributes that a module has from its classes, methods among them; of one name, that which it has comes last."""
+    return ((name, value) for kind in reversed(classes(module)) for name, value in vars(kind).items())
 
 
 def hooks(part: nn.Module) -> tuple[int, ...]:
@@ -133,7 +141,8 @@ class Versions:
         return ", ".join(sorted({name for (me, name), v in last.items() if name and first.get((me, name)) != v}))
 
     def _of(self, now: Survey) -> Fingerprint:
-        read = {k: v for k, v in now.attributes.items() if k in self.reads and k not in self.volatile}
+        asked = self.reads | now.places.keys()
+        read = {k: v for k, v in now.attributes.items() if k in asked and k not in self.volatile}
         return now.structure | read
 
 
@@ -159,9 +168,13 @@ def noted(reads: set[Attribute]) -> Iterator[None]:
 @final
 @dataclass(frozen=True)
 class Same:
-    """Equal to a picture of the very same object only."""
+    """Equal to a picture of the very same object only, which is not kept alive where it may keep a field."""
 
     value: Any
+
+    @classmethod
+    def of(cls, value: Any) -> Self:
+        return cls(ref(value) if isinstance(value, (FunctionType, nn.Module)) else value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Same) and other.value is self.value
@@ -186,7 +199,7 @@ def _picture(value: Any, depth: int, around: frozenset[int]) -> Any:
     if isinstance(value, numpy.ndarray):
         return value.dtype, value.shape, value.tobytes()
     if depth == 0 or isinstance(value, (type, ModuleType, *CODE)) or id(value) in around:
-        return Same(value)
+        return Same.of(value)
     of = partial(_picture, depth=depth - 1, around=around | {id(value)})
     if isinstance(value, (list, tuple, deque)):
         return kind, *map(of, value)
@@ -196,7 +209,7 @@ def _picture(value: Any, depth: int, around: frozenset[int]) -> Any:
         return kind, frozenset(value)
     if is_dataclass(value):
         return kind, *(of(getattr(value, f.name)) for f in fields(value))
-    return Same(value), *((name, of(x)) for name, x in _state(value).items())
+    return Same.of(value), *((name, of(x)) for name, x in _state(value).items())
 
 
 def _state(value: Any) -> dict[str, Any]:

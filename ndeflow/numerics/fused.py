@@ -63,7 +63,7 @@ class Fused:
         before = survey([module])
         with ambient(), noted(made.versions.reads):
             program = self._compiled(module, names, learned, flat)
-        made.versions.settle(number, before, survey([module]))
+        made.versions.settle(number, before, survey([module], made.versions.reads))
         made.programs.append((kind, program))
         return program
 

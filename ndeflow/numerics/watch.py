@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, repeat
 from operator import attrgetter, is_, itemgetter
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, NamedTuple, Self, final
 
 from torch import Tensor, nn
 
 from ndeflow.numerics.fingerprint import CODE, INTERNAL, SCALARS, Attribute, Survey, classes, hooks, picture, survey
+from ndeflow.numerics.outside import GONE, Around, Place
 
-_GONE = object()
-_NONES = repeat(_GONE)
+_NONES = repeat(GONE)
 _EVERY = set(dir(nn.Module)) - {"forward"}  # what all modules have
 _KIND = attrgetter("requires_grad", "dtype", "device", "shape")
 _STRUCTURE = itemgetter(
     *("_parameters", "_buffers"),
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
 )
+
+
+_SPACES: tuple[Any, ...] = (MappingProxyType, dict, Around)  # where what is no attribute of a module is found
 
 
 class Seen(NamedTuple):
@@ -33,14 +36,14 @@ class Seen(NamedTuple):
     pictures: dict[int, Any]
 
     @classmethod
-    def of(cls, found: Sequence[tuple[Mapping[str, Any], str]]) -> Self:
-        values = [kind.get(name, _GONE) for kind, name in found]
-        plain = [x is _GONE or isinstance(x, (*SCALARS, *CODE)) for x in values]
+    def of(cls, found: Sequence[Place]) -> Self:
+        values = [where.get(name, GONE) for where, name in found]
+        plain = [_plain(x, isinstance(where, MappingProxyType)) for x, (where, _) in zip(values, found, strict=True)]
         pictures = {i: picture(x) for i, (x, same) in enumerate(zip(values, plain, strict=True)) if not same}
         names = [name for _, name in found]
         return cls(names, [None if i in pictures else x for i, x in enumerate(values)], pictures)
 
-    def still(self, get: Callable[..., Any], *where: Sequence[Mapping[str, Any]]) -> bool:
+    def still(self, get: Callable[..., Any], *where: Sequence[Any]) -> bool:
         """Whether they are; get: gives what is under a name, or another value, of each of `where` if that is given."""
         if not self.pictures:
             return all(map(is_, map(get, *where, self.names, _NONES), self.values))
@@ -70,7 +73,7 @@ class Part(NamedTuple):
         seen = Seen.of([(own, name) for name in read if name in own])
         return cls(type(module), _STRUCTURE(own), [*module._modules], set(read) - own.keys(), seen)
 
-    def above(self, module: nn.Module) -> list[tuple[Mapping[str, Any], str]]:
+    def above(self, module: nn.Module) -> list[Place]:
         """Where its classes have, or may have, what is missing: in each that its user wrote."""
         kinds = [vars(kind) for kind in classes(module)]
         return [(kind, name) for kind in kinds for name in sorted(self.missing) if name in kind or name not in _EVERY]
@@ -108,7 +111,7 @@ class Watch:
         for me, name in sorted(among):
             if name not in INTERNAL:
                 read.setdefault(me, []).append(name)
-        stack, above = list(modules)[::-1], list[tuple[Mapping[str, Any], str]]()
+        stack, places = list(modules)[::-1], [*self._survey.places.values()]
         while stack:
             module = stack.pop()
             if hooks(module):  # it is none that would be known again
@@ -116,12 +119,13 @@ class Watch:
                 return
             part = Part.of(module, read.get(id(module), []))
             self._parts.append(part)
-            above += part.above(module)
+            places += part.above(module)
             stack += [x for x in reversed(module._modules.values()) if x is not None]
         self._inside = [x for part in self._parts for x in part.structure]
         self._names = [*chain.from_iterable(self._inside)]
         self._tensors = [*chain.from_iterable(x.values() for x in self._inside)]
-        self._classes, self._above = [kind for kind, _ in above], Seen.of(above)
+        kinds = ((kind, [place for place in places if isinstance(place[0], kind)]) for kind in _SPACES)
+        self._places = [(kind.get, [x for x, _ in found], Seen.of(found)) for kind, found in kinds if found]
 
     def _holds(self, modules: Sequence[nn.Module], among: int) -> bool:
         stack = [*reversed(modules)]
@@ -135,9 +139,16 @@ class Watch:
             and not stack
             and [*chain.from_iterable(self._inside)] == self._names
             and all(map(is_, chain.from_iterable(map(dict.values, self._inside)), self._tensors))
-            and self._above.still(MappingProxyType.get, self._classes)
+            and all([seen.still(get, where) for get, where, seen in self._places])
             and _kinds(self._survey.tensors) == self._kinds
         )
+
+
+def _plain(value: Any, of_class: bool) -> bool:
+    """Whether a value is compared by what it is, and kept: not a function that may keep its owner alive."""
+    if isinstance(value, FunctionType) and value.__closure__:
+        return of_class
+    return value is GONE or isinstance(value, (*SCALARS, *CODE, type, ModuleType))
 
 
 def _kinds(tensors: Sequence[Tensor]) -> list[Any]:

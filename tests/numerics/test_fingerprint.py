@@ -151,7 +151,7 @@ def test_versions_are_told_apart_by_what_was_read():
         before = survey([module])
         with noted(versions.reads):
             module.calls += module.gain
-        versions.settle(number, before, survey([module]))
+        versions.settle(number, before, survey([module], versions.reads))
         return number
 
     assert solve() == 0
