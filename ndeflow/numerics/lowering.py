@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, final
 
@@ -13,11 +16,12 @@ import torch
 import torch._inductor.config as config
 from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
-from torch._inductor import ir
+from torch._inductor import cpu_vec_isa, ir
 from torch._inductor.codecache import CppCodeCache
 from torch._inductor.codegen import common, cpp, wrapper
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.cpu_vec_isa import VecISA
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.lowering import (
@@ -25,15 +29,18 @@ from torch._inductor.lowering import (
     constrain_to_fx_strides,
     fallbacks,
     lowerings,
+    make_pointwise,
     register_lowering,
 )
 from torch._inductor.runtime.cache_dir_utils import cache_dir
-from torch._inductor.virtualized import V
+from torch._inductor.virtualized import V, ops
 from torch._ops import OpOverload
 
+from ndeflow.numerics import products, rational
 from ndeflow.numerics.allocator import keep_freed_memory
 from ndeflow.numerics.audit import Refusal
 from ndeflow.numerics.products import DOOR, LAID, OPERATION, SHIMS, SOURCE, asked, lay_once
+from ndeflow.numerics.rational import BOUND, TANH
 
 _ROOMS = Path(__file__).with_name("rooms.h")
 _CALL = """
@@ -50,8 +57,13 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     """A rewritten graph as machine code, which takes its arguments in a list, with any number of rows."""
     keep_freed_memory()
     _pin(graph)
-    if asked(graph.graph):
-        provide()
+    with best_instructions():
+        if asked(graph.graph):
+            provide()
+        return _lowered(graph)
+
+
+def _lowered(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     fakes = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     mode, foreseen = TracingContext(fakes[0].fake_mode), written(graph)
     shims = "aot_inductor.custom_ops_to_c_shims"
@@ -105,6 +117,31 @@ def provide() -> None:
 
 
 @contextmanager
+def best_instructions() -> Iterator[None]:
+    """Inside, of the processor's instruction sets the best that the C++ compiler has is found, and no other tried.
+
+    The compiler would try them all, each by several libraries that processes of their own load: seconds of processor
+    time for a choice that is the first one's. Where the choice was made by the user it is left to it.
+    """
+    asked_for = os.getenv("ATEN_CPU_CAPABILITY") or config.cpp.simdlen is not None
+    if asked_for or platform.machine() not in ("x86_64", "AMD64"):
+        yield
+        return
+    with (
+        _replaced(VecISA, "_probe_load", lambda *_: True),  # made here for a processor that says that it has these
+        _replaced(cpu_vec_isa, "valid_vec_isa_list", _best),
+    ):
+        yield
+
+
+@cache
+def _best() -> list[VecISA]:
+    there = cpu_vec_isa.x86_isa_checker()
+    had = (isa for isa in cpu_vec_isa.supported_vec_isa_list if all(flag in there for flag in str(isa).split()))
+    return list(islice(filter(None, had), 1))
+
+
+@contextmanager
 def row_by_row() -> Iterator[None]:
     """Inside, loops that hand a row's values on to each other are not fused where a pass takes many rows at once.
 
@@ -147,7 +184,8 @@ class _LayOnce(CustomGraphPass):
         lay_once(graph)
 
     def uuid(self) -> Any:
-        return get_hash_for_files((__file__, str(_ROOMS), str(SOURCE), str(SOURCE.with_suffix(".py"))))
+        files = __file__, rational.__file__, products.__file__, str(SOURCE), str(_ROOMS)
+        return get_hash_for_files(files)
 
 
 def _written_by(name: str, operation: OpOverload, inputs: Sequence[Any], size: Sequence[Any]) -> Any:
@@ -166,6 +204,16 @@ def _product(x: Any, weight: Any) -> Any:
 @register_lowering(LAID, type_promotion_kind=None)
 def _laid(x: Any) -> Any:
     return _written_by("aoti_torch_cpu_lay", LAID, [x], x.get_size())
+
+
+@register_lowering(TANH, type_promotion_kind=None)
+def _rational_tanh(x: Any) -> Any:
+    def value(x: Any) -> Any:
+        number = partial(ops.constant, dtype=torch.float32)
+        within = ops.minimum(ops.maximum(x, number(-BOUND)), number(BOUND))
+        return rational.quotient(within, number)
+
+    return make_pointwise(value)(x)
 
 
 add_layout_constraint(OPERATION, constrain_to_fx_strides)

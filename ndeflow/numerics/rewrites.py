@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ndeflow.numerics.products import laid, product
+from ndeflow.numerics.rational import rational_tanh
 
 aten = torch.ops.aten
 
@@ -18,34 +19,6 @@ Rules = dict[Any, Callable[..., Any]]
 
 SMALL = 4  # a matrix product with an inner or outer size up to this is written as fused multiplications
 STAGES = 8  # so is one of fixed sizes with an inner size up to this: a weight's gradient of a step of a single row
-
-# Minimax rational approximation of tanh on [-7.9053, 7.9053], odd numerator and even denominator: what Eigen and XLA
-# evaluate in single precision
-BOUND = 7.90531110763549805
-NUMERATOR = (
-    4.89352455891786e-03,
-    6.37261928875436e-04,
-    1.48572235717979e-05,
-    5.12229709037114e-08,
-    -8.60467152213735e-11,
-    2.00018790482477e-13,
-    -2.76076847742355e-16,
-)
-DENOMINATOR = (4.89352518554385e-03, 2.26843463243900e-03, 1.18534705686654e-04, 1.19825839466702e-06)
-
-
-def rational_tanh(x: Tensor) -> Tensor:
-    """tanh(x) = x P(x^2) / Q(x^2) with P of degree 6 and Q of degree 3, clamped: absolute error 3e-7."""
-    x = x.clamp(-BOUND, BOUND)
-    square = x * x
-    return x * _horner(NUMERATOR, square) / _horner(DENOMINATOR, square)
-
-
-def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    total = x * coefficients[-1] + coefficients[-2]
-    for c in coefficients[-3::-1]:
-        total = total * x + c
-    return total
 
 
 def _tanh(x: Tensor) -> Any:

@@ -8,7 +8,8 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ndeflow.numerics import products
-from ndeflow.numerics.rewrites import SMALL, STAGES, Rewriter, rational_tanh, rules
+from ndeflow.numerics.rational import rational_tanh
+from ndeflow.numerics.rewrites import SMALL, STAGES, Rewriter, rules
 from tests.problems import apart
 
 FORWARD, BACKWARD = rules(), rules(backward=True)
