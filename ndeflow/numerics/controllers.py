@@ -34,7 +34,7 @@ class Controller(ABC):
     def factor(self, ratio: float, previous: float, order: float) -> float:
         """ratio: this step's error, accepted if <= 1. previous: the last accepted one's, 1 at first. order: of the
         error, one more than the less accurate method's."""
-        if not ratio < math.inf:
+        if not ratio < math.inf:  # or not a number
             return self.smallest
         if ratio == 0:
             return self.largest

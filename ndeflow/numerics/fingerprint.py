@@ -8,15 +8,14 @@ from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property, partial
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, Self, final
 from weakref import ref
 
 import numpy
-import torch
 from torch import Tensor, nn
 
-from ndeflow.numerics.outside import Place, outside, value_at
+from ndeflow.numerics.outside import SCALARS, Variable, outside, watched
 
 Attribute = tuple[int, str]
 Fingerprint = dict[Attribute, Any]
@@ -33,14 +32,14 @@ class Survey:
 
     structure: (identity of a part, name) -> its class and the hooks of its calls; of its parameters and buffers which
     of all they are, shape, strides, dtype, device and need of gradients. attributes: (identity of a part, attribute)
-    -> a picture of its value. These stay the same when values of tensors change. places: of variables that functions
-    among the attributes read, see `outside`; their pictures are among the attributes too.
+    -> a picture of its value. These stay the same when values of tensors change. variables: those that functions among
+    the attributes read, see `outside`; what they are is among the attributes too.
     """
 
     tensors: list[Tensor]
     structure: Fingerprint
     attributes: Fingerprint
-    places: dict[Attribute, Place] = field(default_factory=dict)
+    variables: dict[Attribute, Variable] = field(default_factory=dict)
 
     @cached_property
     def detached(self) -> list[Tensor]:
@@ -83,8 +82,8 @@ def survey(modules: Iterable[nn.Module], among: Container[Attribute] | None = No
                 found.attributes[me, name] = picture(value)
                 functions.append(value)
         stack += [child for child in reversed(part._modules.values()) if child is not None]
-    found.places.update(outside(functions))
-    found.attributes.update({key: picture(value_at(place)) for key, place in found.places.items()})
+    found.variables.update(outside(functions))
+    found.attributes.update({key: watched(variable.value()) for key, variable in found.variables.items()})
     found.tensors.extend([*parameters.values(), *(x for i, x in buffers.items() if i not in parameters)])
     return found
 
@@ -141,7 +140,7 @@ class Versions:
         return ", ".join(sorted({name for (me, name), v in last.items() if name and first.get((me, name)) != v}))
 
     def _of(self, now: Survey) -> Fingerprint:
-        asked = self.reads | now.places.keys()
+        asked = self.reads | now.variables.keys()
         read = {k: v for k, v in now.attributes.items() if k in asked and k not in self.volatile}
         return now.structure | read
 
@@ -168,20 +167,22 @@ def noted(reads: set[Attribute]) -> Iterator[None]:
 @final
 @dataclass(frozen=True)
 class Same:
-    """Equal to a picture of the very same object only, which is not kept alive where it may keep a field."""
+    """Equal to a picture of the very same object only, which is not kept alive where that can be helped."""
 
     value: Any
 
     @classmethod
     def of(cls, value: Any) -> Self:
-        return cls(ref(value) if isinstance(value, (FunctionType, nn.Module)) else value)
+        try:
+            return cls(ref(value))  # of one object it is always the same one
+        except TypeError:
+            return cls(value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Same) and other.value is self.value
 
 
 CODE = (FunctionType, property, classmethod, staticmethod)
-SCALARS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
 def picture(value: Any) -> Any:
@@ -201,6 +202,10 @@ def _picture(value: Any, depth: int, around: frozenset[int]) -> Any:
     if depth == 0 or isinstance(value, (type, ModuleType, *CODE)) or id(value) in around:
         return Same.of(value)
     of = partial(_picture, depth=depth - 1, around=around | {id(value)})
+    if isinstance(value, MethodType):
+        return kind, Same.of(value.__self__), Same.of(value.__func__)
+    if isinstance(value, partial):
+        return kind, of(value.func), of(value.args), of(value.keywords)
     if isinstance(value, (list, tuple, deque)):
         return kind, *map(of, value)
     if isinstance(value, dict):

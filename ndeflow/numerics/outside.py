@@ -1,62 +1,81 @@
 """What functions read that is neither an argument nor an attribute: global variables, those of functions around them.
 
-Libraries are taken to stay: torch, Python's own and this one.
+Followed by name: functions that these call, and of modules, classes, plain objects and dictionaries what they name of
+them. Watched are numbers, strings, short lists of them, functions by their code, and modules without parameters.
+Libraries are taken to stay: Python's own and all that is installed as they are. What is found in another way, as by
+`getattr` or in a list of functions, is not.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dis import get_instructions
-from functools import lru_cache, partial
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from functools import cache, lru_cache, partial
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, final
 from weakref import ReferenceType, ref
 
+import numpy
+import torch
 from torch import nn
 
 GONE = object()
-_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "ndeflow"}
-_CALLED = frozenset({"__init__", "__call__"})  # whatever their names
+SCALARS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+SHORT = 64  # a list of more values is not looked at
+DEPTH = 3  # of a name and its attributes
+_CALLED = ("__init__", "__call__", "forward", "backward")  # of a class, by other names
 
 
 @final
-class Around(NamedTuple):
-    """The variables that a function has of those around it; it is not kept alive, for it may keep its owner."""
+class Variable(NamedTuple):
+    """A name in a function and attributes of what it stands for; neither is kept alive."""
 
     function: ReferenceType[FunctionType]
+    path: tuple[str, ...]
 
-    def get(self, name: str, otherwise: Any) -> Any:
-        """The value of one of them; `otherwise` where there is none, or no function any more."""
+    def value(self) -> Any:
+        """What is there now; `GONE`: nothing."""
         function = self.function()
         if function is None:
-            return otherwise
-        try:
-            return _cells(function)[name].cell_contents
-        except ValueError:  # it was deleted
-            return otherwise
+            return GONE
+        found = _named(function, self.path[0])
+        for name in self.path[1:]:
+            found = _part(found, name)
+        return found
 
 
-Place = tuple[Mapping[str, Any] | Around, str]
+def outside(functions: Iterable[Any]) -> dict[tuple[int, str], Variable]:
+    """The variables that functions read, and those that these call, by the identity of a function and a name.
 
-
-def outside(functions: Iterable[Any]) -> dict[tuple[int, str], Place]:
-    """Where functions, and those that they reach by name, read variables, by an identity and a name.
-
-    functions: also methods, properties and objects that are called; what is none is passed over. A place is a namespace
-    and a name in it. Of modules and classes that are reached also the attributes that may be meant.
+    functions: also methods, properties and objects that are called; what is none is passed over.
     """
-    found, seen, ahead = dict[tuple[int, str], Place](), set[int](), list(functions)
+    found, seen, ahead = dict[tuple[int, str], Variable](), set[int](), list(functions)
     while ahead:
-        function = _function(ahead.pop())
+        value = ahead.pop()
+        function = _function(value)
         if function is None or id(function) in seen or _library(function.__module__):
             continue
         seen.add(id(function))
-        for key, place in _read(function):
-            if key not in found:
-                found[key] = place
-                ahead.append(place[0].get(place[1], None))
+        for path, value in _read(function):
+            ahead.append(value)
+            if watched(value) is not None:
+                found[id(function), ".".join(path)] = Variable(ref(function), path)
     return found
+
+
+def watched(value: Any) -> Any:
+    """What compares equal as long as a value is the same; None: it is none that is watched."""
+    if isinstance(value, SCALARS):
+        return type(value), value
+    if isinstance(value, numpy.generic):
+        return value.dtype, value.tobytes()
+    if isinstance(value, (list, tuple)) and len(value) <= SHORT and all(isinstance(x, SCALARS) for x in value):
+        return type(value), *value
+    if isinstance(value, nn.Module):
+        return ref(value)
+    function = _function(value)
+    return None if function is None else function.__code__
 
 
 def _function(value: Any) -> FunctionType | None:
@@ -76,50 +95,71 @@ def _function(value: Any) -> FunctionType | None:
     return value
 
 
-def _read(function: FunctionType) -> Iterator[tuple[tuple[int, str], Place]]:
-    """The variables that a function reads itself."""
-    named, attributes = _names(function.__code__)
-    space, around, cells = function.__globals__, Around(ref(function)), _cells(function)
-    ahead: list[tuple[int, Any, str]] = [(id(space), space, name) for name in named if name in space]
-    ahead += [(id(cell), around, name) for name, cell in cells.items()]
-    seen: set[int] = set()
+def _read(function: FunctionType) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The paths that a function names itself, and what is there."""
+    names, parts = _names(function.__code__)
+    ahead: list[tuple[tuple[str, ...], Any]] = [((name,), _named(function, name)) for name in sorted(names)]
     while ahead:
-        me, space, name = ahead.pop()
-        value = space.get(name, None)
-        if isinstance(value, (ModuleType, type)) and id(value) not in seen and not _library(_origin(value)):
-            seen.add(id(value))
-            inside = vars(value)
-            ahead += [(id(value), inside, x) for x in sorted(attributes | _CALLED) if x in inside]
-        if not isinstance(value, (ModuleType, nn.Module)):  # if another module has tensors they are refused
-            yield (me, name), (space, name)
+        path, value = ahead.pop()
+        if value is GONE:
+            continue
+        yield path, value
+        if len(path) < DEPTH and _open(value):
+            more = parts | set(_CALLED) if isinstance(value, type) else parts
+            ahead += [((*path, name), _part(value, name)) for name in sorted(more)]
 
 
-def _origin(value: ModuleType | type) -> str:
-    """The name of the module that is or has it."""
-    return value.__name__ if isinstance(value, ModuleType) else value.__module__
+def _open(value: Any) -> bool:
+    """Whether attributes of a value are looked at: of a module, a class or a plain object that is no library's."""
+    if isinstance(value, (dict, SimpleNamespace)):
+        return True
+    if isinstance(value, ModuleType):
+        return not _library(value.__name__)
+    kind = value if isinstance(value, type) else type(value)
+    return not isinstance(value, nn.Module) and not _library(kind.__module__)
 
 
-def _cells(function: FunctionType) -> dict[str, CellType]:
-    return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+def _named(function: FunctionType, name: str) -> Any:
+    """What a name in a function stands for."""
+    free = function.__code__.co_freevars
+    if name not in free:
+        return function.__globals__.get(name, GONE)
+    try:
+        return (function.__closure__ or ())[free.index(name)].cell_contents
+    except ValueError:  # it was deleted
+        return GONE
+
+
+def _part(value: Any, name: str) -> Any:
+    """An attribute of a value, or what is under a key, without any code of it being run."""
+    if isinstance(value, dict):
+        return value.get(name, GONE)
+    own: Any = getattr(value, "__dict__", {})
+    if name in own:
+        return own[name]
+    kinds = value.__mro__ if isinstance(value, type) else type(value).__mro__
+    return next((vars(kind)[name] for kind in kinds if name in vars(kind)), GONE)
 
 
 @lru_cache(maxsize=1024)
 def _names(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """The global variables that code reads, and the attributes."""
-    named = {x.argval for x in get_instructions(code) if x.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    attributes = set(code.co_names) - named
+    """The variables that code reads and that are not its own; the attributes and keys that it names."""
+    found = [(x.opname, x.argval) for x in get_instructions(code)]
+    names = {name for kind, name in found if kind in ("LOAD_GLOBAL", "LOAD_NAME")} | set(code.co_freevars)
+    parts = {name for kind, name in found if kind in ("LOAD_ATTR", "LOAD_METHOD")}
+    parts |= {x for x in code.co_consts if isinstance(x, str) and x.isidentifier()}
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             more, others = _names(inner)
-            named, attributes = named | more, attributes | others
-    return frozenset(named), frozenset(attributes)
+            names, parts = names | more - set(code.co_cellvars) - set(code.co_varnames), parts | others
+    return frozenset(names), frozenset(parts)
 
 
+@cache
 def _library(name: str | None) -> bool:
-    return (name or "").partition(".")[0] in _LIBRARIES
-
-
-def value_at(place: Place) -> Any:
-    """What is there now; `GONE`: nothing."""
-    get: Callable[..., Any] = place[0].get
-    return get(place[1], GONE)
+    """Whether a module is Python's own, torch, this one, or installed as these are."""
+    root = (name or "").partition(".")[0]
+    if root in sys.stdlib_module_names or root in ("torch", "ndeflow", ""):
+        return True
+    where = getattr(sys.modules.get(root), "__file__", None) or ""
+    return "site-packages" in where or "dist-packages" in where

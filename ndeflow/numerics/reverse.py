@@ -39,14 +39,14 @@ class Reverse(ABC):
         trace, reads = self.tape.trace, Reads.of(self.tape.plan, cotangents[ESTIMATES:])
         steps, inner, node_of = len(trace.nodes), self._inner(reads, cotangents[:ESTIMATES]), self.tape.node
         ends: Gradients = [reads.states.get(steps)]
-        read = {*reads.k0, *reads.k1, *reads.ends, *reads.states, *inner}
+        inside = {*reads.k0, *reads.k1, *reads.ends, *reads.states, *inner}
         for n in range(steps - 1, -1, -1):
             node = node_of(n)
             if node.rows is not None:
                 after = [replay.taken(x, node.rows) for x in ends]
                 before = self._step(n, node, after, inner.get(n, NOTHING), reads)
                 ends = replay.put_all(ends, node.rows, before, len(trace.z0))
-            elif n in read:
+            elif n in inside:
                 ends = self._step(n, node, ends, inner.get(n, NOTHING), reads)
             else:
                 ends = self._pull(n, node, ends, NOTHING, None)

@@ -203,6 +203,9 @@ class Unread(Sequence[Tensor | None]):
         return len(self._room)
 
     def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[n] for n in range(len(self))[place]]
+        place = range(len(self))[place]
         if place not in self._read:
             values: Any = [named_estimates(*step)[place] for step in self._steps]
             with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():

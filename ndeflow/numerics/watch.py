@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, repeat
 from operator import attrgetter, is_, itemgetter
-from types import FunctionType, MappingProxyType, ModuleType
+from types import FunctionType, MappingProxyType
 from typing import Any, NamedTuple, Self, final
 
 from torch import Tensor, nn
 
 from ndeflow.numerics.fingerprint import CODE, INTERNAL, SCALARS, Attribute, Survey, classes, hooks, picture, survey
-from ndeflow.numerics.outside import GONE, Around, Place
+from ndeflow.numerics.outside import watched
 
-_NONES = repeat(GONE)
+Named = tuple[Mapping[str, Any], str]
+
+_GONE = object()
+_OTHERWISE = repeat(_GONE)
 _EVERY = set(dir(nn.Module)) - {"forward"}  # what all modules have
 _KIND = attrgetter("requires_grad", "dtype", "device", "shape")
 _STRUCTURE = itemgetter(
     *("_parameters", "_buffers"),
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
 )
-
-
-_SPACES: tuple[Any, ...] = (MappingProxyType, dict, Around)  # where what is no attribute of a module is found
 
 
 class Seen(NamedTuple):
@@ -36,9 +36,9 @@ class Seen(NamedTuple):
     pictures: dict[int, Any]
 
     @classmethod
-    def of(cls, found: Sequence[Place]) -> Self:
-        values = [where.get(name, GONE) for where, name in found]
-        plain = [_plain(x, isinstance(where, MappingProxyType)) for x, (where, _) in zip(values, found, strict=True)]
+    def of(cls, found: Sequence[Named]) -> Self:
+        values = [where.get(name, _GONE) for where, name in found]
+        plain = [x is _GONE or isinstance(x, (*SCALARS, *CODE)) and not _closed(x) for x in values]
         pictures = {i: picture(x) for i, (x, same) in enumerate(zip(values, plain, strict=True)) if not same}
         names = [name for _, name in found]
         return cls(names, [None if i in pictures else x for i, x in enumerate(values)], pictures)
@@ -46,8 +46,8 @@ class Seen(NamedTuple):
     def still(self, get: Callable[..., Any], *where: Sequence[Any]) -> bool:
         """Whether they are; get: gives what is under a name, or another value, of each of `where` if that is given."""
         if not self.pictures:
-            return all(map(is_, map(get, *where, self.names, _NONES), self.values))
-        found = [*map(get, *where, self.names, _NONES)]
+            return all(map(is_, map(get, *where, self.names, _OTHERWISE), self.values))
+        found = [*map(get, *where, self.names, _OTHERWISE)]
         pictures = {i: picture(found[i]) for i in self.pictures}
         return pictures == self.pictures and all(
             [i in pictures or now is before for i, (now, before) in enumerate(zip(found, self.values, strict=True))]
@@ -73,7 +73,7 @@ class Part(NamedTuple):
         seen = Seen.of([(own, name) for name in read if name in own])
         return cls(type(module), _STRUCTURE(own), [*module._modules], set(read) - own.keys(), seen)
 
-    def above(self, module: nn.Module) -> list[Place]:
+    def above(self, module: nn.Module) -> list[Named]:
         """Where its classes have, or may have, what is missing: in each that its user wrote."""
         kinds = [vars(kind) for kind in classes(module)]
         return [(kind, name) for kind in kinds for name in sorted(self.missing) if name in kind or name not in _EVERY]
@@ -111,7 +111,7 @@ class Watch:
         for me, name in sorted(among):
             if name not in INTERNAL:
                 read.setdefault(me, []).append(name)
-        stack, places = list(modules)[::-1], [*self._survey.places.values()]
+        stack, above = list(modules)[::-1], list[Named]()
         while stack:
             module = stack.pop()
             if hooks(module):  # it is none that would be known again
@@ -119,13 +119,14 @@ class Watch:
                 return
             part = Part.of(module, read.get(id(module), []))
             self._parts.append(part)
-            places += part.above(module)
+            above += part.above(module)
             stack += [x for x in reversed(module._modules.values()) if x is not None]
         self._inside = [x for part in self._parts for x in part.structure]
         self._names = [*chain.from_iterable(self._inside)]
         self._tensors = [*chain.from_iterable(x.values() for x in self._inside)]
-        kinds = ((kind, [place for place in places if isinstance(place[0], kind)]) for kind in _SPACES)
-        self._places = [(kind.get, [x for x, _ in found], Seen.of(found)) for kind, found in kinds if found]
+        self._classes, self._above = [kind for kind, _ in above], Seen.of(above)
+        self._variables = [*self._survey.variables.values()]
+        self._values = [watched(variable.value()) for variable in self._variables]
 
     def _holds(self, modules: Sequence[nn.Module], among: int) -> bool:
         stack = [*reversed(modules)]
@@ -139,16 +140,15 @@ class Watch:
             and not stack
             and [*chain.from_iterable(self._inside)] == self._names
             and all(map(is_, chain.from_iterable(map(dict.values, self._inside)), self._tensors))
-            and all([seen.still(get, where) for get, where, seen in self._places])
+            and self._above.still(MappingProxyType.get, self._classes)
+            and [watched(variable.value()) for variable in self._variables] == self._values
             and _kinds(self._survey.tensors) == self._kinds
         )
 
 
-def _plain(value: Any, of_class: bool) -> bool:
-    """Whether a value is compared by what it is, and kept: not a function that may keep its owner alive."""
-    if isinstance(value, FunctionType) and value.__closure__:
-        return of_class
-    return value is GONE or isinstance(value, (*SCALARS, *CODE, type, ModuleType))
+def _closed(value: Any) -> bool:
+    """Whether a value is a function that may keep its owner alive; by a picture it is not kept."""
+    return isinstance(value, FunctionType) and any(name != "__class__" for name in value.__code__.co_freevars)
 
 
 def _kinds(tensors: Sequence[Tensor]) -> list[Any]:

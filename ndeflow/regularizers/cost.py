@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal, final
 
 from torch import Tensor
@@ -54,8 +55,8 @@ class StepCost(SolvePenalty):
         factors = [scale * factor(size, solution.solver) for size in sizes]
         if self.aggregate == "max" and sizes:
             terms = [norm * each for norm, each in zip(norms.detach().tolist(), factors, strict=True)]
-            largest = terms.index(max(terms))
-            factors = [each if n == largest else 0.0 for n, each in enumerate(factors)]
+            largest = terms.index(max(terms, key=_nan_first))
+            return norms[largest] * factors[largest]
         return norms.dot(norms.new_tensor(factors))
 
     def _rows(self, terms: Tensor, counts: Tensor) -> Tensor:
@@ -64,6 +65,10 @@ class StepCost(SolvePenalty):
             return terms.amax(dim=-1)
         total = terms.sum(dim=-1)
         return total / counts if self.aggregate == "mean" else total
+
+
+def _nan_first(x: float) -> float:
+    return math.inf if math.isnan(x) else x
 
 
 @final

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ndeflow.numerics.compilation import account
-from ndeflow.numerics.outside import outside, value_at
+from ndeflow.numerics.outside import outside
 from ndeflow.numerics.solve import solve
 from tests.numerics.compiling import OFF, ON, TS
 from tests.problems import apart, start
@@ -60,8 +60,40 @@ class Field(nn.Module):
         return self.function(torch.tanh(self.lin(y))) + self.shift
 
 
+class Base:
+    offset = 1.0
+
+    def apply(self, y):
+        return GAIN * y
+
+
+class Derived(Base):
+    pass
+
+
+class Owner:
+    gain = 1.0
+    field: nn.Module
+
+    def rate(self, y):
+        return self.gain * y
+
+
+def scaled(owner, y):
+    return owner.gain * y
+
+
+TOOL = Derived()
+ACTIVATION = nn.Tanh()
+TABLE = {"gain": 1.0, "step": 0}
+
+
 def names(*functions) -> set[str]:
     return {name for _, name in outside(functions)}
+
+
+def values(*functions) -> dict[str, Any]:
+    return {name: x.value() for (_, name), x in outside(functions).items() if isinstance(x.value(), (int, float))}
 
 
 def test_names_are_those_of_variables_that_are_read():
@@ -69,15 +101,16 @@ def test_names_are_those_of_variables_that_are_read():
     assert names(Field.forward) == set()  # `shift` is an attribute there
     assert names(lambda y: [helper(z) + shift for z in y]) == {"helper", "GAIN", "shift"}
     assert names(partial(helper, 1.0), staticmethod(listed), decorated(helper)) == {"GAIN", "LISTED", "function"}
-    assert names(property(lambda self: CONFIG.gain), 3.0, None, nn.Linear, torch.tanh) == {"CONFIG"}
+    assert names(property(lambda self: CONFIG.gain), 3.0, None, nn.Linear, torch.tanh) == {"CONFIG.gain"}
 
 
-def test_of_modules_and_classes_what_may_be_meant():
+def test_of_what_is_reached_what_is_named():
     inner: Any = ModuleType("settings_of_a_user.inner")
-    inner.gain, settings.inner, settings.other = 2.0, inner, 3.0
-    found = outside([lambda y: settings.inner.gain * Options.gain * y * torch.pi])
-    read = sorted((name, value_at(place)) for (_, name), place in found.items() if name != "Options")
-    assert read == [("gain", 1.0), ("gain", 2.0)]
+    inner.gain, settings.inner, settings.other, settings.gain = 2.0, inner, 3.0, 4.0
+    assert values(lambda y: settings.inner.gain * y) == {"settings.inner.gain": 2.0, "settings.gain": 4.0}
+    assert values(lambda y: Options.gain * y * torch.pi) == {"Options.gain": 1.0}
+    assert values(lambda y: Derived.offset * TABLE["gain"]) == {"Derived.offset": 1.0, "TABLE.gain": 1.0}
+    assert "GAIN" in values(lambda y: TOOL.apply(y)) and "GAIN" in values(lambda y: Derived().apply(y))
 
 
 def test_variables_of_functions_around():
@@ -86,19 +119,39 @@ def test_variables_of_functions_around():
     def inner(y):
         return gain * y
 
-    found = outside([inner])
-    assert [value_at(place) for place in found.values()] == [1.0]
+    (variable,) = outside([inner]).values()
+    assert variable.value() == 1.0
     gain = 2.0
-    assert [value_at(place) for place in found.values()] == [2.0]
+    assert variable.value() == 2.0
+
+
+def test_odd_functions_do_no_harm():
+    def empty(y):
+        return late * y
+
+    if TABLE["step"]:
+        late = 1.0
+    source: dict[str, Any] = {}
+    exec("def made(y): return other * y", source)
+    odd = [empty, source["made"], len, torch.tanh, torch.sin, nn.Tanh(), Options, 1.0, lambda: (yield GAIN)]
+    assert names(*odd) == {"GAIN"}
+
+
+def patched(name, value):
+    return lambda patch: patch.setattr(sys.modules[__name__], name, value)
 
 
 CHANGES = {
-    "global": (helper, lambda patch: patch.setattr(sys.modules[__name__], "GAIN", 2.0)),
-    "function": (lambda y: helper(y), lambda patch: patch.setattr(sys.modules[__name__], "helper", lambda y: 3.0 * y)),
-    "list": (listed, lambda patch: patch.setattr(sys.modules[__name__], "LISTED", [1.0, 2.0])),
-    "within": (lambda y: CONFIG.gain * y, lambda patch: patch.setattr(CONFIG, "gain", 2.0)),
+    "global": (helper, patched("GAIN", 2.0)),
+    "function": (lambda y: helper(y), patched("helper", lambda y: 3.0 * y)),
+    "list": (listed, patched("LISTED", [1.0, 2.0])),
+    "object": (lambda y: CONFIG.gain * y, lambda patch: patch.setattr(CONFIG, "gain", 2.0)),
     "class": (lambda y: Options.gain * y, lambda patch: patch.setattr(Options, "gain", 2.0)),
+    "base": (lambda y: Derived.offset * y, lambda patch: patch.setattr(Base, "offset", 2.0)),
+    "method": (lambda y: TOOL.apply(y), lambda patch: patch.setattr(Base, "apply", lambda self, y: 3.0 * y)),
     "module": (lambda y: settings.gain * y, lambda patch: patch.setattr(settings, "gain", 2.0)),
+    "key": (lambda y: TABLE["gain"] * y, lambda patch: patch.setitem(TABLE, "gain", 2.0)),
+    "activation": (lambda y: ACTIVATION(y), patched("ACTIVATION", nn.ReLU())),
 }
 
 
@@ -124,22 +177,31 @@ def test_what_is_not_read_and_what_the_field_counts_makes_no_new_programs(monkey
     def counted(y):
         global calls
         calls += 1
-        return y
+        return TABLE["gain"] * CONFIG.gain * y
 
     field = Field(counted)
     for n in range(10):
         monkeypatch.setattr(sys.modules[__name__], "UNREAD", float(n))
         monkeypatch.setattr(sys.modules[__name__], "shift", float(n))
+        monkeypatch.setitem(TABLE, "step", n)
+        monkeypatch.setattr(CONFIG, "step", n, raising=False)
         solve(field, start(), TS, solver=ON)
     assert calls and len(account(field).versions.known) == 1
 
 
 @pytest.mark.usefixtures("traced")
-def test_a_field_whose_function_keeps_it_is_free_when_nobody_needs_it():
+@pytest.mark.parametrize("keep", [
+    lambda field, owner: lambda y: y * (1.0 if field.training else 2.0),
+    lambda field, owner: lambda y: y * owner.gain,
+    lambda field, owner: owner.rate,
+    lambda field, owner: partial(scaled, owner),
+])  # fmt: skip
+def test_a_field_whose_function_keeps_it_is_free_when_nobody_needs_it(keep):
     def solved() -> weakref.ref[Field]:
-        field = Field(helper)
-        field.function = lambda y: y * (1.0 if field.training else 2.0)
-        solve(field, start(), TS, solver=ON).ys.sum().backward()
+        field, owner = Field(helper), Owner()
+        field.function, owner.field = keep(field, owner), field
+        with torch.no_grad():
+            solve(field, start(), TS, solver=ON)
         return weakref.ref(field)
 
     found = solved()

@@ -46,6 +46,19 @@ def test_statistics_alone_keep_no_states():
         assert torch.equal(found, recorded) and not found.requires_grad
 
 
+@pytest.mark.parametrize("adjoint", [Direct(), Checkpointed()])
+def test_estimates_are_read_one_by_one_and_in_any_order(adjoint):
+    field = Net()
+    estimates = solve(field, start(), TS, adjoint=adjoint).stats.estimates
+    last = estimates[3]
+    assert last is not None and len(estimates) == 4
+    loss = last.square().sum()
+    assert estimates[-1] is last and estimates[2:][1] is last
+    loss.backward()
+    with pytest.raises(IndexError):
+        estimates[4]
+
+
 def test_estimates_first_read_in_inference_mode_are_good_for_more():
     with torch.no_grad():
         stats = solve(Net(), start(), TS).stats
