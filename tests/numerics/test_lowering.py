@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ndeflow.numerics import compilation, products
+from ndeflow.numerics import compilation, lowering, products
 from ndeflow.numerics.compiled import Program, Traced
 from ndeflow.numerics.lowering import written
 from ndeflow.numerics.rewrites import rules
@@ -120,3 +121,17 @@ def test_threads_keep_what_they_compute_with_apart(program):
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(repeated, seed) for seed in range(4)]:
             done.result()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors have one instruction set")
+def test_of_the_instruction_sets_the_first_is_taken_and_a_choice_of_the_users_left(monkeypatch):
+    sets = lowering.cpu_vec_isa
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    monkeypatch.setattr(lowering.VecISA, "check_build", lambda *_: True)
+    whole = sets.valid_vec_isa_list
+    with lowering.best_instructions():
+        assert sets.valid_vec_isa_list() == whole.__wrapped__()[:1]
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    with lowering.best_instructions():
+        assert sets.valid_vec_isa_list is whole
+    assert sets.valid_vec_isa_list is whole
