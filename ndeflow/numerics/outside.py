@@ -52,8 +52,7 @@ def outside(functions: Iterable[Any]) -> dict[tuple[int, str], Variable]:
     """
     found, seen, ahead = dict[tuple[int, str], Variable](), set[int](), list(functions)
     while ahead:
-        value = ahead.pop()
-        function = _function(value)
+        function = _function(ahead.pop())
         if function is None or id(function) in seen or _library(function.__module__):
             continue
         seen.add(id(function))
@@ -65,7 +64,7 @@ def outside(functions: Iterable[Any]) -> dict[tuple[int, str], Variable]:
 
 
 def watched(value: Any) -> Any:
-    """What compares equal as long as a value is the same; None: it is none that is watched."""
+    """What compares equal as long as a value is the same; None: it is not watched."""
     if isinstance(value, SCALARS):
         return type(value), value
     if isinstance(value, numpy.generic):
