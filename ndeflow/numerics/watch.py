@@ -45,13 +45,11 @@ class Seen(NamedTuple):
 
     def still(self, get: Callable[..., Any], *where: Sequence[Any]) -> bool:
         """Whether they are; get: gives what is under a name, or another value, of each of `where` if that is given."""
+        found = map(get, *where, self.names, _OTHERWISE)
         if not self.pictures:
-            return all(map(is_, map(get, *where, self.names, _OTHERWISE), self.values))
-        found = [*map(get, *where, self.names, _OTHERWISE)]
-        pictures = {i: picture(found[i]) for i in self.pictures}
-        return pictures == self.pictures and all(
-            [i in pictures or now is before for i, (now, before) in enumerate(zip(found, self.values, strict=True))]
-        )
+            return all(map(is_, found, self.values))
+        pairs, pictures = enumerate(zip(found, self.values, strict=True)), self.pictures
+        return all([picture(now) == pictures[i] if i in pictures else now is before for i, (now, before) in pairs])
 
 
 class Part(NamedTuple):
@@ -122,11 +120,12 @@ class Watch:
             above += part.above(module)
             stack += [x for x in reversed(module._modules.values()) if x is not None]
         self._inside = [x for part in self._parts for x in part.structure]
+        self._counts = [*map(len, self._inside)]
         self._names = [*chain.from_iterable(self._inside)]
         self._tensors = [*chain.from_iterable(x.values() for x in self._inside)]
         self._classes, self._above = [kind for kind, _ in above], Seen.of(above)
         self._variables = [*self._survey.variables.values()]
-        self._values = [watched(variable.value()) for variable in self._variables]
+        self._values = [self._survey.attributes[key] for key in self._survey.variables]
 
     def _holds(self, modules: Sequence[nn.Module], among: int) -> bool:
         stack = [*reversed(modules)]
@@ -138,6 +137,7 @@ class Watch:
         return (
             among == self._among
             and not stack
+            and [*map(len, self._inside)] == self._counts
             and [*chain.from_iterable(self._inside)] == self._names
             and all(map(is_, chain.from_iterable(map(dict.values, self._inside)), self._tensors))
             and self._above.still(MappingProxyType.get, self._classes)

@@ -58,6 +58,14 @@ def test_changes_of_classes_are_seen(change, monkeypatch):
     assert after is not before and after.attributes != before.attributes
 
 
+def hand_over(module):
+    """The last parameter of one part becomes the first of the next: all names and tensors stay in their order."""
+    extra, own = module[0]._parameters.pop("extra"), module[2]._parameters
+    after = {"extra": extra, **own}
+    own.clear()
+    own.update(after)
+
+
 ATTRIBUTES = {
     "number": lambda module: setattr(module[1], "gain", 2.0),
     "list": lambda module: module[1].sizes.append(3),
@@ -71,6 +79,7 @@ ATTRIBUTES = {
     "name": lambda module: setattr(module[0], "other", module[0]._parameters.pop("extra")),
     "added": lambda module: module.append(nn.Tanh()),
     "removed": lambda module: module.pop(2),
+    "handed over": hand_over,
 }
 
 
