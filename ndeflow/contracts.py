@@ -162,6 +162,7 @@ class Problem:
 
 
 def _known(times: Tensor) -> tuple[float, ...] | None:
+    """Times that all rows share as plain numbers; None where gradients of them are wanted, or rows have their own."""
     return None if times.dim() > 1 or times.requires_grad else tuple(times.tolist())
 
 

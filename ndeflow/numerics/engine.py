@@ -96,8 +96,8 @@ class Engine(Stepper):
         self.ambient, self.keeping, self.making = ambient, keeping, making
         self._states, self._split = slice(form.states.start, form.states.stop), len(form.states)
         self.constants = form.constants(system)
-        number = {id(now.tensors[i]): n for n, i in enumerate(entry.reached)}
-        self._order = [number.get(id(p)) for p in self.parameters]
+        reached = {id(now.tensors[i]): n for n, i in enumerate(entry.reached)}
+        self._order = [reached.get(id(p)) for p in self.parameters]
         self._needs = [x.requires_grad for x in system.example()]  # which leaves of a leg's context need gradients
         self._none: dict[tuple[int, ...], Tensor] = {}
         self._begin()

@@ -231,7 +231,7 @@ def _heads(dense: bool, apart: bool, count: int) -> Heads:
 
 
 def _named(states: int, mid: bool, apart: bool, count: int) -> Callable[[list[Any]], Sequence[Any]]:
-    """What picks the parts of a `Step` from the results of an adaptive step, what it keeps, and None.
+    """What picks the fields of a `Step`, in their order, from the results of an adaptive step, what it keeps, and None.
 
     states: of the state and the carry's tensor. mid: there is one. apart: there are no norms. count: of the estimates.
     """

@@ -20,7 +20,7 @@ import numpy
 import torch
 from torch import nn
 
-GONE = object()
+_GONE = object()
 SCALARS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 SHORT = 64  # a list of more values is not looked at
 DEPTH = 3  # of a name and its attributes
@@ -35,10 +35,10 @@ class Variable(NamedTuple):
     path: tuple[str, ...]
 
     def value(self) -> Any:
-        """What is there now; `GONE`: nothing."""
+        """What is there now; `_GONE`: nothing."""
         function = self.function()
         if function is None:
-            return GONE
+            return _GONE
         found = _named(function, self.path[0])
         for name in self.path[1:]:
             found = _part(found, name)
@@ -100,7 +100,7 @@ def _read(function: FunctionType) -> Iterator[tuple[tuple[str, ...], Any]]:
     ahead: list[tuple[tuple[str, ...], Any]] = [((name,), _named(function, name)) for name in sorted(names)]
     while ahead:
         path, value = ahead.pop()
-        if value is GONE:
+        if value is _GONE:
             continue
         yield path, value
         if len(path) < DEPTH and _open(value):
@@ -122,22 +122,22 @@ def _named(function: FunctionType, name: str) -> Any:
     """What a name in a function stands for."""
     free = function.__code__.co_freevars
     if name not in free:
-        return function.__globals__.get(name, GONE)
+        return function.__globals__.get(name, _GONE)
     try:
         return (function.__closure__ or ())[free.index(name)].cell_contents
     except ValueError:  # it was deleted
-        return GONE
+        return _GONE
 
 
 def _part(value: Any, name: str) -> Any:
     """An attribute of a value, or what is under a key, without any code of it being run."""
     if isinstance(value, dict):
-        return value.get(name, GONE)
+        return value.get(name, _GONE)
     own: Any = getattr(value, "__dict__", {})
     if name in own:
         return own[name]
     kinds = value.__mro__ if isinstance(value, type) else type(value).__mro__
-    return next((vars(kind)[name] for kind in kinds if name in vars(kind)), GONE)
+    return next((vars(kind)[name] for kind in kinds if name in vars(kind)), _GONE)
 
 
 @lru_cache(maxsize=1024)

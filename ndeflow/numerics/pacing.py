@@ -119,7 +119,7 @@ class Shared(Pace):
             self.dtheta = proposed
             if proposed < self._least():
                 raise self._failure(step, proposed, "the step size underflowed", UNDERFLOW)
-        if len(trace.nodes) + len(trace.rejections) >= rules.max_steps and self.open:
+        if len(trace.nodes) + trace.rejected >= rules.max_steps and self.open:
             raise self._failure(step, proposed, f"{rules.max_steps} steps were not enough", TOO_MANY)
 
     def _least(self) -> float:

@@ -37,19 +37,16 @@ class Reverse(ABC):
     def run(self, *cotangents: Tensor | None) -> Gradients:
         """The gradients, from cotangents of the tape's outputs."""
         trace, reads = self.tape.trace, Reads.of(self.tape.plan, cotangents[ESTIMATES:])
-        steps, inner, node_of = len(trace.nodes), self._inner(reads, cotangents[:ESTIMATES]), self.tape.node
+        steps, inner = len(trace.nodes), self._inner(reads, cotangents[:ESTIMATES])
         ends: Gradients = [reads.states.get(steps)]
-        inside = {*reads.k0, *reads.k1, *reads.ends, *reads.states, *inner}
-        for n in range(steps - 1, -1, -1):
-            node = node_of(n)
-            if node.rows is not None:
+        for n in reversed(range(steps)):
+            node = self.tape.node(n)
+            if node.rows is None:
+                ends = self._step(n, node, ends, inner.get(n, NOTHING), reads)
+            else:
                 after = [replay.taken(x, node.rows) for x in ends]
                 before = self._step(n, node, after, inner.get(n, NOTHING), reads)
                 ends = replay.put_all(ends, node.rows, before, len(trace.z0))
-            elif n in inside:
-                ends = self._step(n, node, ends, inner.get(n, NOTHING), reads)
-            else:
-                ends = self._pull(n, node, ends, NOTHING, None)
         z = replay.plus(ends[0], reads.start)
         edges, *rest = self._close()
         self.tape.backward_nfe[0] += self.system.calls

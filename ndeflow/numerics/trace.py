@@ -112,27 +112,28 @@ class Trace:
         norm = None if self.apart else nothing.sum(dim=0)
         return [x if there else None for there in self.estimated for x in (nothing, norm)]
 
+    @property
+    def _stackable(self) -> bool:
+        """Whether estimates are mere stacks of those of steps, which all rows took together."""
+        return bool(self.steps) and not self.apart
+
     def estimates_later(self) -> Estimates:
         """As `estimates`, each stacked when it is first read.
 
         Where gradients are recorded they are stacked now: who reads might not record them.
         """
-        if self.apart or not self.steps or torch.is_grad_enabled():
-            return self.estimates()
-        return Unread(self.steps)
+        return Unread(self.steps) if self._stackable and not torch.is_grad_enabled() else self.estimates()
 
     def room(self) -> Estimates:
         """For `estimates` of steps that autograd did not record; where rows step together yet to be `filled`."""
-        if self.apart or not self.steps:
+        if not self._stackable:
             return self.estimates()
         count = len(self.steps)
         return [None if x is None else x.new_empty(*x.shape, count) for x in self.steps[0].estimates]
 
     def filled(self, room: Estimates) -> Estimates:
         """As `estimates_later`, in tensors made of `room`."""
-        if self.apart or not self.steps:
-            return room
-        return Unread(self.steps, room)
+        return Unread(self.steps, room) if self._stackable else room
 
     def by_row(self, values: Sequence[Tensor]) -> Tensor:
         """One tensor a step, each over the rows of its step, as (B, N, ...); numbers as (N,)."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Literal, final
 
+import numpy
 from torch import Tensor
 
 from ndeflow.contracts import Decay, Solved
@@ -55,7 +55,7 @@ class StepCost(SolvePenalty):
         factors = [scale * factor(size, solution.solver) for size in sizes]
         if self.aggregate == "max" and sizes:
             terms = [norm * each for norm, each in zip(norms.detach().tolist(), factors, strict=True)]
-            largest = terms.index(max(terms, key=_nan_first))
+            largest = int(numpy.argmax(terms))  # which is one that is not a number, if there is such
             return norms[largest] * factors[largest]
         return norms.dot(norms.new_tensor(factors))
 
@@ -65,10 +65,6 @@ class StepCost(SolvePenalty):
             return terms.amax(dim=-1)
         total = terms.sum(dim=-1)
         return total / counts if self.aggregate == "mean" else total
-
-
-def _nan_first(x: float) -> float:
-    return math.inf if math.isnan(x) else x
 
 
 @final
