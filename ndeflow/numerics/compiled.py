@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import compress
 from typing import Any, final
 
 import torch
@@ -28,7 +27,7 @@ Function = Callable[..., Sequence[Tensor]]
 
 @final
 class Program:
-    """A function of flat tensors as machine code.
+    """A function of flat tensors as machine code. run: takes them in a list.
 
     rules: see `Rewriter`; the other arguments, and `Refusal`: see `Traced`.
     """
@@ -38,6 +37,7 @@ class Program:
         graph = traced.rewritten(traced.graph, rules)
         self._guards = traced.guards(len(inputs))
         self._code = Code(graph)
+        self.run = self._code.run
 
     @property
     def used(self) -> list[int]:
@@ -47,9 +47,6 @@ class Program:
     def fits(self, rows: int, inputs: Sequence[Tensor]) -> bool:
         """Whether it is right for these arguments, with so many rows."""
         return self._guards.hold(rows, inputs)
-
-    def __call__(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        return self._code(inputs)
 
 
 @final
@@ -77,8 +74,8 @@ class Halves:
         self._rows = next((i for i, rows in enumerate(batched) if rows), None)
         rows = None if self._rows is None else _placeholders(parts.front)[self._rows].meta["val"].shape[0]
         kept = _results(parts.front)[self.first :]
-        columns = [i for i, node in enumerate(kept) if node.target is torch.ops.aten.cat.default]  # they may be large
-        self._line = Line.of([node.meta["val"] for node in kept], columns, rows)
+        large = [i for i, node in enumerate(kept) if node.target is torch.ops.aten.cat.default and rows != 1]  # columns
+        self._line = Line.of([node.meta["val"] for node in kept], large, rows)
         front = self._traced.rewritten(parts.front, rules[0], after=self._packed)
         self._kept = [node.meta["val"] for node in _results(front)[self.first :]]
         self._guards = self._traced.guards(early)
@@ -110,23 +107,19 @@ class Halves:
 
 @final
 class Code:
-    """A graph as machine code. used: the places of the arguments that it reads; the others are not passed on."""
+    """A graph as machine code. used: the places of the arguments that it reads. run: takes all in a list."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
-        from ndeflow.numerics.lowering import lower  # imports the compiler
+        from ndeflow.numerics.lowering import lower, picking  # imports the compiler
 
         placeholders = _placeholders(graph)
-        self._read = [bool(node.users) for node in placeholders]
-        self.used = [i for i, read in enumerate(self._read) if read]
+        self.used = [i for i, node in enumerate(placeholders) if node.users]
         for node in placeholders:
             if not node.users:
                 graph.graph.erase_node(node)
         graph.recompile()
         with _quiet():
-            self._run = lower(graph)
-
-    def __call__(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        return self._run([*compress(inputs, self._read)])
+            self.run = picking(lower(graph), self.used)
 
 
 @final

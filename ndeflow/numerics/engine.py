@@ -31,6 +31,7 @@ SAID = {
     "begin_product": "gradient of the first slope",
 }  # where a name is not plain enough
 ZEROS = 64  # that are kept from solve to solve: where rows step apart there are some for every number of them
+UNKNOWN = object()
 VARIANTS = 2  # programs of one function, beside those for a single row: a field may branch by the number of rows
 
 Totals = Sequence[Tensor]
@@ -111,11 +112,10 @@ class Engine(Stepper):
         return other
 
     def _begin(self) -> None:
-        """What belongs to one solve: the leg that it is on, its leaves, and the programs that fit it."""
+        """What belongs to one solve: the leg that it is on, and its leaves."""
         self._leg: InitialValue | None = None
         self._own: list[Tensor] = []
         self._flat: list[Tensor] = []
-        self._found: dict[str, Any] = {}
 
     def prepare(self, system: InitialValue, backward: bool) -> None:
         """Make the programs of a forward or a backward pass; the first of a field raise `Refusal`."""
@@ -199,7 +199,7 @@ class Engine(Stepper):
         if kept.halves is None:
             found = self._functions(leg).step_product(head, *kept.inputs, *late, *totals)
         else:
-            found = self._rest(kept.halves, head, heads)([*kept.inputs, *late, *totals, *kept.values])
+            found = self._rest(kept.halves, head, heads).run([*kept.inputs, *late, *totals, *kept.values])
         return list(found[: self._split]), found[self._split :]
 
     def _rest(self, halves: Halves, head: int, heads: Heads) -> Code:
@@ -252,7 +252,6 @@ class Engine(Stepper):
         if leg is not self._leg:
             self._leg, self._own = leg, leg.conditions()
             self._flat = [*self.tensors, *_laid([x.detach() for x in self._own])]
-            self._found = {}
         return self._flat
 
     def _inputs(self, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any) -> list[Tensor]:
@@ -294,12 +293,12 @@ class Engine(Stepper):
     def _front(self, leg: InitialValue, inputs: list[Tensor]) -> tuple[Sequence[Tensor], Kept]:
         """What a step gives, and what it keeps."""
         flat = [*inputs, *self._fixed(leg)]
-        halves = self._found.get("halves")
-        if halves is None:
+        halves = self.entry.found.get(("halves", leg.rows), UNKNOWN)
+        if halves is UNKNOWN:
             halves = self._program("halves", leg, flat, lambda: self._halves(leg, inputs))
         if halves is None:
             return self._functions(leg).step(*flat), Kept(None, flat, ())
-        results, first = halves.front(flat), halves.first
+        results, first = halves.front.run(flat), halves.first
         return results[:first], Kept(halves, flat, results[first:])
 
     def _run(
@@ -307,29 +306,31 @@ class Engine(Stepper):
     ) -> Any:
         """What a function gives, by its program if there is one; inputs and cotangents: laid."""
         flat = [*inputs, *self._fixed(leg), *cotangents, *totals]
-        program = self._found.get(name)
-        if program is None:
+        program = self.entry.found.get((name, leg.rows), UNKNOWN)
+        if program is UNKNOWN:
             program = self._program(name, leg, flat, lambda: self._made(name, leg, inputs, cotangents, totals))
-        return getattr(self._functions(leg), name)(*flat) if program is None else program(flat)
+        return getattr(self._functions(leg), name)(*flat) if program is None else program.run(flat)
 
     def _program(self, name: str, leg: InitialValue, flat: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """What was made of a function and fits, made now if there is room; None: call the function itself."""
-        rows = leg.rows
-        programs = self.entry.programs.setdefault((name, rows == 1), [])
-        for program in programs:
-            if program is None or program.fits(rows, flat):
-                self._found[name] = program
-                return program
-        made = None
-        if len(programs) < VARIANTS:
-            try:
-                with self.making(SAID.get(name, name)), self.ambient(), noted(self.entry.reads):
-                    made = make()
-            except Refusal:
-                if not self.entry.prepared:
-                    raise
-        programs.append(made)
-        return made
+        rows, entry = leg.rows, self.entry
+        programs = entry.programs.setdefault((name, rows == 1), [])
+        found = next((x for x in programs if x is None or x.fits(rows, flat)), UNKNOWN)
+        if found is UNKNOWN:
+            found = self._new(name, make) if len(programs) < VARIANTS else None
+            programs.append(found)
+        entry.found[name, rows] = found
+        return found
+
+    def _new(self, name: str, make: Callable[[], Any]) -> Any:
+        """A program, or None where there are others and this one cannot be made."""
+        try:
+            with self.making(SAID.get(name, name)), self.ambient(), noted(self.entry.reads):
+                return make()
+        except Refusal:
+            if not self.entry.prepared:
+                raise
+            return None
 
     def _made(
         self, name: str, leg: InitialValue, inputs: list[Tensor], cotangents: Sequence[Tensor], totals: Totals

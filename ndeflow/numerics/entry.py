@@ -24,8 +24,8 @@ class Entry:
     columns: how many integrals it has. reached: which of the module tensors need gradients and get one. line: how these
     are handed over. reads: collects the attributes that its programs have read. rows: the numbers of rows for which
     they are known to be these. programs: of each function, for one row or for more; None in a list: there are no more,
-    the function itself is called. prepared: the passes whose programs were made ahead. refusal: why they cannot. zeros:
-    to start their totals from.
+    the function itself is called. found: which of them is for a function and a number of rows. prepared: the passes
+    whose programs were made ahead. refusal: why they cannot. zeros: to start their totals from.
     """
 
     columns: int
@@ -34,6 +34,7 @@ class Entry:
     reads: set[Attribute]
     rows: set[int]
     programs: dict[tuple[str, bool], list[Any]] = field(default_factory=dict)
+    found: dict[tuple[str, int], Any] = field(default_factory=dict)
     prepared: set[str] = field(default_factory=set)
     refusal: str | None = None
     zeros: list[Tensor] | None = None

@@ -49,7 +49,7 @@ class Fused:
         given = dict((*module.named_parameters(), *module.named_buffers()))
         tensors = {**learned, **given}  # the learned ones first
         flat = [*(x.detach() for x in tensors.values()), *(x.detach().contiguous() for x in inputs)]
-        results = self._program(module, list(tensors), len(learned), flat)(flat)
+        results = self._program(module, list(tensors), len(learned), flat).run(flat)
         return _Known.apply(results, *learned.values())  # pyright: ignore[reportReturnType]
 
     def _program(self, module: nn.Module, names: list[str], learned: int, flat: list[Tensor]) -> Program:

@@ -43,17 +43,12 @@ from ndeflow.numerics.products import DOOR, LAID, OPERATION, SHIMS, SOURCE, aske
 from ndeflow.numerics.rational import BOUND, TANH
 
 _ROOMS = Path(__file__).with_name("rooms.h")
-_CALL = """
-to_handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors
-to_tensors = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs
+_CALLS = Path(__file__).with_name("calls.cpp")
+
+Run = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
-def call(args):
-    return to_tensors(inductor_entry(to_handles(args)))
-"""
-
-
-def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+def lower(graph: fx.GraphModule) -> Run:
     """A rewritten graph as machine code, which takes its arguments in a list, with any number of rows."""
     keep_freed_memory()
     _pin(graph)
@@ -63,7 +58,7 @@ def lower(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
         return _lowered(graph)
 
 
-def _lowered(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+def _lowered(graph: fx.GraphModule) -> Run:
     fakes = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     mode, foreseen = TracingContext(fakes[0].fake_mode), written(graph)
     shims = "aot_inductor.custom_ops_to_c_shims"
@@ -77,6 +72,31 @@ def _lowered(graph: fx.GraphModule) -> Callable[[list[Tensor]], Sequence[Tensor]
     with torch.no_grad(), row_by_row(), _roomy(foreseen), config.patch(options), tracing(mode):
         compiled: Any = compile_fx_inner(graph, fakes, cpp_wrapper=True, is_inference=True)
     return compiled.current_callable  # its own call looks for a profiler and a cache first
+
+
+def picking(run: Run, read: list[int]) -> Run:
+    """Machine code that takes its arguments from these places of a list, and is called directly where that can be."""
+    about: dict[str, Any] = getattr(run, "__globals__", {})
+    results, library = about.get("results"), _calls()
+    if results is None or library is None:
+        return lambda inputs: run([inputs[i] for i in read])
+    module = about["inductor_entry"].__self__
+    entry = ctypes.cast(ctypes.CDLL(module.__file__).ndeflow_entry, ctypes.c_void_p)
+    return library.ndeflow_function(entry, read, results)
+
+
+@cache
+def _calls() -> Any:
+    """What makes functions of programs, compiled here; None: it cannot be, or does not know how torch's tensors lie."""
+    try:
+        made: Any = CppCodeCache.load(f"// {torch.__version__}\n{_CALLS.read_text()}")
+    except Exception:
+        return None
+    library, example = ctypes.PyDLL(made._name), torch.zeros(())
+    library.ndeflow_knows.argtypes = ctypes.py_object, ctypes.c_void_p
+    library.ndeflow_function.argtypes = ctypes.c_void_p, ctypes.py_object, ctypes.c_ssize_t
+    library.ndeflow_function.restype = ctypes.py_object
+    return library if library.ndeflow_knows(example, example._cdata) else None
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
@@ -233,8 +253,9 @@ def _roomy(wanted: bool) -> Iterator[None]:
 class Roomy(CppWrapperCpu):
     """C++ around kernels that keeps small intermediate tensors from call to call, as rooms.h says.
 
-    What it overrides are torch 2.13's own methods; where they are no longer called nothing is kept. rooms: names of the
-    tensors that are given to nobody. views: of arguments, by what makes them and where that is written.
+    Other threads may run Python meanwhile where it takes long enough to be worth the change of hands. What it overrides
+    are torch 2.13's own methods; where they are no longer called nothing is kept. rooms: names of the tensors that are
+    given to nobody. views: of arguments, by what makes them and where that is written.
     """
 
     def __init__(self) -> None:
@@ -250,10 +271,18 @@ class Roomy(CppWrapperCpu):
         super().write_prefix()
         self.prefix.splice(_ROOMS.read_text())
 
+    def _write_input_preamble(self) -> None:
+        count = len(V.graph.graph_inputs) + len(V.graph.constants)
+        self.prefix.splice(f"""
+            auto inputs = steal_from_raw_handles_to_raii_handles(input_handles, {count});
+            std::optional<py::gil_scoped_release_simple> release;
+            if (take_long(inputs)) release.emplace();
+        """)
+
     def generate_end(self, result: Any) -> None:
         super().generate_end(result)
         if not V.graph.constants and all(self.output_is_tensor.values()):
-            result.splice(_CALL)  # less Python than theirs, which is for arguments that are no tensors too
+            result.splice(f"results = {len(self.output_is_tensor)}  # all that it takes and gives are tensors")
 
     def memory_plan_reuse(self) -> None:
         super().memory_plan_reuse()

@@ -37,6 +37,8 @@ class Reverse(ABC):
     def run(self, *cotangents: Tensor | None) -> Gradients:
         """The gradients, from cotangents of the tape's outputs."""
         trace, reads = self.tape.trace, Reads.of(self.tape.plan, cotangents[ESTIMATES:])
+        if not self.tape.system.problem.y0.requires_grad:
+            reads.states.pop(0, None)  # of the start itself
         steps, inner = len(trace.nodes), self._inner(reads, cotangents[:ESTIMATES])
         ends: Gradients = [reads.states.get(steps)]
         for n in reversed(range(steps)):

@@ -1,9 +1,10 @@
-// Where compiled programs keep what they compute with.
+// Where compiled programs keep what they compute with, and when they let go of Python.
 //
 // The compiler makes a tensor of every intermediate at each call, and of every part of one that it writes to: a fifth of
 // a step of 32 rows.
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 // A tensor that a program computes with and gives to nobody. A small one stays for the next call on the same thread.
@@ -72,3 +73,19 @@ class Slice {
   void* data_;
   RAIIAtenTensorHandle tensor_;
 };
+
+// Whether a call takes longer than it takes threads to hand Python to each other, by how much it reads.
+inline bool take_long(const std::vector<RAIIAtenTensorHandle>& inputs) {
+  int64_t elements = 0;
+  for (const auto& input : inputs) {
+    int64_t size;
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(input.get(), &size));
+    elements += size;
+  }
+  return elements > 1 << 16;
+}
+
+void inductor_entry_impl(AtenTensorHandle* inputs, AtenTensorHandle* outputs);
+
+// By which a program is called without its Python.
+extern "C" void ndeflow_entry(AtenTensorHandle* inputs, AtenTensorHandle* outputs) { inductor_entry_impl(inputs, outputs); }

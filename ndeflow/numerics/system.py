@@ -126,12 +126,10 @@ class System(ABC):
             return torch.addcmul(start, self.length, theta), self.length * dtheta
         if numbers is None:
             return start if theta == 0 else start.add(self.length, alpha=theta), self.length * dtheta
-        low, kind, device = numbers[self.segment], start.dtype, start.device
+        low = numbers[self.segment]
         length = numbers[self.segment + 1] - low
-        h = torch.scalar_tensor(length * dtheta, dtype=kind, device=device)
-        if theta == 0:
-            return start, h
-        return torch.scalar_tensor(low + theta * length, dtype=kind, device=device), h
+        h = start.new_full((), length * dtheta)
+        return (start, h) if theta == 0 else (start.new_full((), low + theta * length), h)
 
     def mean_length(self) -> float:
         """The mean length of the moving rows' segment."""

@@ -162,5 +162,5 @@ def test_machine_code_makes_the_same_numbers_whatever_the_words(size):
     )
     for words in ((0, 0, 3_000_000_000), (0, WORD, WORD - 4), (2**31 + 5, 3_000_000_000, 7)):
         given = [*map(torch.tensor, words), index]
-        for a, b in zip(program(given), normals(*given), strict=True):
+        for a, b in zip(program.run([*given]), normals(*given), strict=True):
             assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)

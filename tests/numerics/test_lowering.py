@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import BuiltinFunctionType
 
 import pytest
 import torch
@@ -69,8 +70,8 @@ def program() -> Callable[[Tensor, Tensor], list[Tensor]]:
     made = torch.randn(3, 24), torch.randn(24, 24)
     with torch.inference_mode():
         code = Program(stages, made, (True, False), rules())
-        code(made)
-    return lambda *given: list(code(given))
+        code.run([*made])
+    return lambda *given: list(code.run([*given]))
 
 
 def given(seed: int, rows: int) -> tuple[Tensor, Tensor]:
@@ -121,6 +122,28 @@ def test_threads_keep_what_they_compute_with_apart(program):
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(repeated, seed) for seed in range(4)]:
             done.result()
+
+
+@needs_compiler
+def test_a_program_is_called_directly_or_by_the_compilers_own_door(monkeypatch):
+    """With the same results; it picks its arguments out of more, and says what else it was given."""
+    inputs, unread = given(0, 4), torch.zeros(3)
+    code = layer()
+    assert isinstance(code.run, BuiltinFunctionType)
+    monkeypatch.setattr(lowering, "_calls", lambda: None)
+    other = layer()
+    assert not isinstance(other.run, BuiltinFunctionType)
+    for a, b in zip(*(x.run([inputs[0], unread, inputs[1]]) for x in (code, other)), strict=True):
+        assert torch.equal(a, b)
+    for wrong in ([inputs[0], unread], [inputs[0], unread, 1.0], inputs):
+        with pytest.raises(RuntimeError, match="expected"):
+            code.run(wrong)
+
+
+def layer() -> Program:
+    """Machine code with an argument in between that it does not read."""
+    made = torch.randn(3, 24), torch.randn(3), torch.randn(24, 24)
+    return Program(lambda x, _, weight: [WRITTEN["network"](x, weight), x + 1], made, (True, False, False), rules())
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors have one instruction set")

@@ -114,7 +114,7 @@ def test_machine_code_calls_it_and_is_kept_for_other_processes():
         x = torch.randn(rows, 71)
         want = both(x.double(), weight.double())
         scale = both(x.abs().double(), weight.abs().double())
-        for found, exact, size in zip(program([x, weight]), want, scale, strict=True):
+        for found, exact, size in zip(program.run([x, weight]), want, scale, strict=True):
             assert found.is_contiguous() and ((found - exact).abs() <= 1e-6 * size + 1e-6).all()
 
 
@@ -137,7 +137,7 @@ def test_threads_share_the_rows():
         found = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(program([x, weight]))
+            found.append(program.run([x, weight]))
     finally:
         torch.set_num_threads(threads)
     for one, other in zip(*found, strict=True):
