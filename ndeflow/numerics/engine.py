@@ -18,6 +18,7 @@ from ndeflow.numerics.entry import Entry
 from ndeflow.numerics.fingerprint import Survey, noted
 from ndeflow.numerics.form import MID, NOTHING, Form, Heads, number
 from ndeflow.numerics.functions import Functions
+from ndeflow.numerics.lowering import part
 from ndeflow.numerics.rewrites import rules
 from ndeflow.numerics.solution import Step
 from ndeflow.numerics.stepper import Stepper
@@ -193,20 +194,21 @@ class Engine(Stepper):
         places; None: zero. Gives those of z and of the carry before the step, and `totals`, as `zeros` gives them, with
         their part added.
         """
-        heads = self.form.heads(leg.dense)
+        inputs, halves, heads = kept.inputs, kept.halves, self.form.heads(leg.dense)
         head = 0 if inner is NOTHING else _head(heads, tuple([i for i, c in enumerate(inner) if c is not None]))
-        late = self._late(kept.inputs[self._states], ends, inner, heads[head], heads[-1])
-        if kept.halves is None:
-            found = self._functions(leg).step_product(head, *kept.inputs, *late, *totals)
+        late = self._late(inputs[self._states], ends, inner, heads[head], heads[-1])
+        found: Any
+        if halves is None:
+            found = [*self._functions(leg).step_product(head, *inputs, *late, *totals)]
         else:
-            found = self._rest(kept.halves, head, heads).run([*kept.inputs, *late, *totals, *kept.values])
-        return list(found[: self._split]), found[self._split :]
+            rest = halves.rests.get(head) or self._rest(halves, head, heads)
+            found = rest.run([*inputs, *late, *totals, *kept.values])
+        return found[: self._split], found[self._split :]
 
     def _rest(self, halves: Halves, head: int, heads: Heads) -> Code:
-        """The half of a step that is its product from a head, made at the first call."""
-        if head not in halves.rests:
-            with self.making(_said(heads[head])), self.ambient():
-                halves.make(head)
+        """The half of a step that is its product from a head, made now."""
+        with self.making(_said(heads[head])), self.ambient():
+            halves.make(head)
         return halves.rests[head]
 
     def pull_begin(
@@ -235,8 +237,8 @@ class Engine(Stepper):
         """Those of `parameters` among totals, in their order; totals: none where no step was taken."""
         if not totals:
             return [None] * len(self.parameters)
-        found = self.entry.line.unpack(totals[: self.entry.line.count])
-        return [None if n is None else found[n].data for n in self._order]  # who writes to one writes to no view
+        found = self.entry.line.unpack(totals[: self.entry.line.count], part=part)
+        return [None if n is None else found[n] for n in self._order]
 
     @property
     def constant(self) -> list[Tensor]:
@@ -256,8 +258,9 @@ class Engine(Stepper):
 
     def _inputs(self, t: Tensor, h: Tensor, z: Tensor, carry: Any, noise: Any) -> list[Tensor]:
         """What a step is about."""
-        carries = replay.carried(carry) if self.form.carries else ()
-        return [*_laid((t, h, z, *carries, *replay.carried(noise))), *self.constants]
+        states = (t, h, z, *replay.carried(carry)) if self.form.carries else (t, h, z)
+        about = states if noise is None else (*states, *replay.carried(noise))
+        return [*map(Tensor.contiguous, about), *self.constants]
 
     def _late(
         self,
@@ -268,11 +271,11 @@ class Engine(Stepper):
         inside: Sequence[int],
     ) -> list[Any]:
         """Cotangents of what a step gives, zeros for None; None for those inside it that `head` has not."""
-        z = states[0]
         pairs = zip_longest(ends, states)
-        found: list[Any] = [self._nothing(x.shape, z) if c is None else c.contiguous() for c, x in pairs]
+        found: list[Any] = [self._nothing(x.shape, x) if c is None else c.contiguous() for c, x in pairs]
         if not head:
             return found + [None] * len(inside)
+        z = states[0]
         shape, row, one = z.shape, z.shape[:1], torch.Size()
         shapes = shape, row, one, row, one  # by places
         for i in inside:

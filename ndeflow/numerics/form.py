@@ -101,13 +101,14 @@ class AdaptiveForm(Form):
         self.solver, self.count = solver, 1 + solver.stiffness
         dense = False, self.interpolates
         self._named = [_named(1 + carries, mid, solver.apart, self.count) for mid in dense]
+        self._heads = [_heads(mid, solver.apart, self.count) for mid in dense]
 
     @property
     def key(self) -> tuple[Hashable, ...]:
         return type(self), self.solver.method, self.solver.batching
 
     def heads(self, dense: bool) -> Heads:
-        return _heads(dense and self.interpolates, self.solver.apart, self.count)
+        return self._heads[dense]
 
     def given(self, step: Step) -> list[Tensor]:
         """A step, as far as the form gives it."""

@@ -47,6 +47,10 @@ _CALLS = Path(__file__).with_name("calls.cpp")
 
 Run = Callable[[list[Tensor]], Sequence[Tensor]]
 
+part: Callable[..., Tensor] = torch._C._dynamo.guards._reinterpret_tensor  # pyright: ignore
+"""A tensor of given sizes and strides from an offset on in the memory of another: no view of it, which is written to
+without anybody being told. As compiled programs make them."""
+
 
 def lower(graph: fx.GraphModule) -> Run:
     """A rewritten graph as machine code, which takes its arguments in a list, with any number of rows."""

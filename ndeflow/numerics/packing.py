@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, repeat
 from math import prod
 from typing import Any, Self, final
 
@@ -49,12 +49,17 @@ class Line:
         others = [x for i, x in enumerate(tensors) if i not in self.shapes]
         return [*others, torch.cat([tensors[i].reshape(-1) for i in self.shapes])]
 
-    def unpack(self, packed: Sequence[Tensor], rows: Any = None) -> list[Tensor]:
-        """All tensors as they were, from what `pack` gave; those in the line are views of it. rows: their number."""
+    def unpack(
+        self, packed: Sequence[Tensor], rows: Any = None, part: Callable[..., Tensor] = Tensor.as_strided
+    ) -> list[Tensor]:
+        """All tensors as they were, from what `pack` gave; rows: their number.
+
+        part: makes those in the line, of it, sizes, strides and an offset: its views.
+        """
         if not self.shapes:
             return [*packed]
         *others, line = packed
-        parts = [*map(line.as_strided, *(self._fixed if rows is None else self._places(rows)))]
+        parts = [*map(part, repeat(line), *(self._fixed if rows is None else self._places(rows)))]
         if not others:
             return parts
         rest, found = iter(others), dict(zip(self.shapes, parts, strict=True))

@@ -19,10 +19,8 @@ _GONE = object()
 _OTHERWISE = repeat(_GONE)
 _EVERY = set(dir(nn.Module)) - {"forward"}  # what all modules have
 _KIND = attrgetter("requires_grad", "dtype", "device", "shape")
-_STRUCTURE = itemgetter(
-    *("_parameters", "_buffers"),
-    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
-)
+_HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+_STRUCTURE = itemgetter("_parameters", "_buffers", *_HOOKS)
 
 
 class Seen(NamedTuple):
@@ -119,7 +117,8 @@ class Watch:
             self._parts.append(part)
             above += part.above(module)
             stack += [x for x in reversed(module._modules.values()) if x is not None]
-        self._inside = [x for part in self._parts for x in part.structure]
+        self._inside = [x for part in self._parts for x in part.structure[: -len(_HOOKS)]]
+        self._hooks = [x for part in self._parts for x in part.structure[-len(_HOOKS) :]]
         self._counts = [*map(len, self._inside)]
         self._names = [*chain.from_iterable(self._inside)]
         self._tensors = [*chain.from_iterable(x.values() for x in self._inside)]
@@ -137,6 +136,7 @@ class Watch:
         return (
             among == self._among
             and not stack
+            and not any(self._hooks)
             and [*map(len, self._inside)] == self._counts
             and [*chain.from_iterable(self._inside)] == self._names
             and all(map(is_, chain.from_iterable(map(dict.values, self._inside)), self._tensors))
