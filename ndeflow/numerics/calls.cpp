@@ -7,6 +7,7 @@
 #include <Python.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <algorithm>
 #include <exception>
 #include <memory>
 #include <stdexcept>
@@ -60,13 +61,22 @@ void run(const Program& program, PyObject* list, std::vector<AtenTensorHandle>& 
   program.entry(handles.data(), made.data());
 }
 
-PyObject* listed(const std::vector<AtenTensorHandle>& made) {
-  std::vector<std::unique_ptr<at::Tensor>> tensors;
+// Of the results of a program; a tensor that is given twice has one handle.
+std::vector<at::Tensor> tensors_of(const std::vector<AtenTensorHandle>& made) {
+  std::vector<at::Tensor> tensors;
   tensors.reserve(made.size());
-  for (auto handle : made) tensors.emplace_back(reinterpret_cast<at::Tensor*>(handle));
-  PyObject* list = PyList_New(static_cast<Py_ssize_t>(made.size()));
-  for (size_t i = 0; list != nullptr && i < made.size(); ++i) {
-    PyObject* tensor = THPVariable_Wrap(std::move(*tensors[i]));
+  for (auto handle : made) tensors.push_back(*reinterpret_cast<at::Tensor*>(handle));
+  std::vector<AtenTensorHandle> handles(made);
+  std::sort(handles.begin(), handles.end());
+  handles.erase(std::unique(handles.begin(), handles.end()), handles.end());
+  for (auto handle : handles) delete reinterpret_cast<at::Tensor*>(handle);
+  return tensors;
+}
+
+PyObject* listed(std::vector<at::Tensor> tensors) {
+  PyObject* list = PyList_New(static_cast<Py_ssize_t>(tensors.size()));
+  for (size_t i = 0; list != nullptr && i < tensors.size(); ++i) {
+    PyObject* tensor = THPVariable_Wrap(std::move(tensors[i]));
     PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), tensor);
     if (tensor == nullptr) Py_CLEAR(list);
   }
@@ -82,7 +92,7 @@ PyObject* call(PyObject* self, PyObject* list) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
   }
-  return listed(made);
+  return listed(tensors_of(made));
 }
 
 void forget(PyObject* capsule) { delete static_cast<Program*>(PyCapsule_GetPointer(capsule, nullptr)); }

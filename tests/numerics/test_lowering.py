@@ -140,6 +140,19 @@ def test_a_program_is_called_directly_or_by_the_compilers_own_door(monkeypatch):
             code.run(wrong)
 
 
+@needs_compiler
+def test_what_a_program_gives_twice_is_freed_once():
+    def twice(x: Tensor, weight: Tensor) -> list[Tensor]:
+        found = torch.tanh(x @ weight)
+        return [found, x, found, x, x + 1]
+
+    inputs = given(0, 3)
+    code = Program(twice, inputs, (True, False), rules())
+    for _ in range(100):
+        for found, want in zip(code.run([*inputs]), twice(*inputs), strict=True):
+            torch.testing.assert_close(found, want)
+
+
 def layer() -> Program:
     """Machine code with an argument in between that it does not read."""
     made = torch.randn(3, 24), torch.randn(3), torch.randn(24, 24)
