@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast, final
@@ -81,7 +82,7 @@ def replayed(solver: Solver, marched: Marching, system: InitialValue, kind: type
         trace = marched.march(system)
     tape = kind(marched, system, trace, ambient)
     inputs = [system.segments.edges, problem.y0, *replay.conditions(problem), *tape.parameters]
-    outputs = Replay.apply(tape, *inputs)
+    outputs = _recorded(tape, *inputs)
     stats = statistics(system, trace, trace.filled(outputs[:ESTIMATES]))
     stats.backward_nfe = tape.backward_nfe
     tape.settle()
@@ -119,3 +120,7 @@ class Replay(torch.autograd.Function):
         found = sweep(tape, edges, conditions).run(*cotangents)
         tape.check()
         return None, *found
+
+
+_recorded: Callable[..., Any] = super(torch.autograd.Function, Replay).apply
+"""`Replay.apply` without its look for transforms of torch.func: under these nothing is replayed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from math import isfinite
 from typing import Any
@@ -114,7 +115,19 @@ def _check_times(ts: Tensor, y0: Tensor) -> None:
         raise ValueError(f"expected ts on the device of y0, {y0.device}, got {ts.device}; move one of them")
     if ts.dim() not in (1, 2) or ts.shape[-1] == 0 or (ts.dim() == 2 and len(ts) != len(y0)):
         raise ValueError(f"expected ts of shape (T,) or ({len(y0)}, T) with T >= 1, got {tuple(ts.shape)}")
-    rows = ts.tolist() if ts.dim() == 2 else [ts.tolist()]
+    if ts.dim() == 1:
+        _check_clock(tuple(ts.tolist()))
+    else:
+        _check_rows(ts.tolist())
+
+
+@lru_cache(maxsize=32)
+def _check_clock(times: tuple[float, ...]) -> None:
+    """`_check_rows` of one row; remembered, for training solves the same span again and again."""
+    _check_rows([[*times]])
+
+
+def _check_rows(rows: list[list[float]]) -> None:
     if not all(map(isfinite, chain.from_iterable(rows))):
         raise ValueError("expected finite ts, got NaN or infinity; fill padding with each row's last time")
     if rows != [*map(sorted, rows)] and rows != [sorted(row, reverse=True) for row in rows]:
