@@ -122,5 +122,6 @@ class Replay(torch.autograd.Function):
         return None, *found
 
 
-_recorded: Callable[..., Any] = super(torch.autograd.Function, Replay).apply
+_below: Any = super(torch.autograd.Function, Replay)
+_recorded: Callable[..., Any] = _below.apply
 """`Replay.apply` without its look for transforms of torch.func: under these nothing is replayed."""
