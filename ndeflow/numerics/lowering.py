@@ -81,8 +81,9 @@ def _lowered(graph: fx.GraphModule) -> Run:
 def picking(run: Run, read: list[int]) -> Run:
     """Machine code that takes its arguments from these places of a list, and is called directly where that can be."""
     about: dict[str, Any] = getattr(run, "__globals__", {})
-    results, library = about.get("results"), _calls()
-    if results is None or library is None:
+    results = about.get("results")
+    library = None if results is None else _calls()
+    if library is None:
         return lambda inputs: run([inputs[i] for i in read])
     module = about["inductor_entry"].__self__
     entry = ctypes.cast(ctypes.CDLL(module.__file__).ndeflow_entry, ctypes.c_void_p)
@@ -93,7 +94,7 @@ def picking(run: Run, read: list[int]) -> Run:
 def _calls() -> Any:
     """What makes functions of programs, compiled here; None: it cannot be, or does not know how torch's tensors lie."""
     try:
-        made: Any = CppCodeCache.load(f"// {torch.__version__}\n{_CALLS.read_text()}")
+        made: Any = CppCodeCache.load(f"// {torch.__version__}\n{_CALLS.read_text()}", needs_vec_isa=False)
     except Exception:
         return None
     library, example = ctypes.PyDLL(made._name), torch.zeros(())
