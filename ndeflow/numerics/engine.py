@@ -32,7 +32,7 @@ SAID = {
     "begin_product": "gradient of the first slope",
 }  # where a name is not plain enough
 ZEROS = 64  # that are kept from solve to solve: where rows step apart there are some for every number of them
-UNKNOWN = object()
+UNKNOWN = object()  # which program is right: nobody asked for so many rows before
 VARIANTS = 2  # programs of one function, beside those for a single row: a field may branch by the number of rows
 
 Totals = Sequence[Tensor]
@@ -260,7 +260,7 @@ class Engine(Stepper):
         """What a step is about."""
         states = (t, h, z, *replay.carried(carry)) if self.form.carries else (t, h, z)
         about = states if noise is None else (*states, *replay.carried(noise))
-        return [*map(Tensor.contiguous, about), *self.constants]
+        return [*_laid(about), *self.constants]
 
     def _late(
         self,

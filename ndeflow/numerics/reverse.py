@@ -41,12 +41,9 @@ class Reverse(ABC):
             reads.states.pop(0, None)  # of the start itself
         steps, inner = len(trace.nodes), self._inner(reads, cotangents[:ESTIMATES])
         ends: Gradients = [reads.states.get(steps)]
-        read = reads.steps
         for n in reversed(range(steps)):
             node = self.tape.node(n)
-            if node.rows is None and n not in read:
-                ends = self._pull(n, node, ends, inner.get(n, NOTHING), None)
-            elif node.rows is None:
+            if node.rows is None:
                 ends = self._step(n, node, ends, inner.get(n, NOTHING), reads)
             else:
                 after = [replay.taken(x, node.rows) for x in ends]

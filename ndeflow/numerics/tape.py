@@ -144,11 +144,6 @@ class Reads:
     ends: dict[int, Tensor]
     start: Tensor | None = None
 
-    @property
-    def steps(self) -> set[int]:
-        """The numbers of the steps that something beside midpoints is read of."""
-        return {*self.states, *self.k0, *self.k1, *self.ends}
-
     @classmethod
     def of(cls, plan: Plan, stacks: Sequence[Tensor | None]) -> Reads:
         reads, apart = cls({}, {}, {}, {}, {}), isinstance(plan, RowPlan)
